@@ -1,0 +1,1 @@
+"""Throughput and learning runs, with their committed results."""

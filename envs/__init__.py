@@ -1,0 +1,1 @@
+"""Batched physics, and the environment step on top of it."""

@@ -1,0 +1,110 @@
+"""The contract a task fulfils: what a robot observes, what it is paid for and how it starts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import mujoco
+import torch
+from torch import Tensor
+
+from envs.draws import Draws
+from envs.fields import Fields
+from gorl_robotics.errors import InputError
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Durations in seconds: of a control step (one action) and of a physics step."""
+
+    control: float
+    physics: float
+
+    @property
+    def physics_steps(self) -> int:
+        """Physics steps in one control step."""
+        return round(self.control / self.physics)
+
+
+@dataclass
+class InitialState:
+    """A start for every world: shapes (N, nq), (N, nv), (N, nmocap, 3), (N, nmocap, 4), and the task's own state."""
+
+    qpos: Tensor
+    qvel: Tensor
+    mocap_pos: Tensor | None = None
+    mocap_quat: Tensor | None = None
+    state: State = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A robot and what it shall do.
+
+    The methods are functions of batched tensors (N worlds first). They may be captured in a CUDA graph and are
+    traced to ONNX: no `.item()`, no data-dependent shapes or branches, masks instead of index lists. What a task
+    remembers between steps lives in `state` and changes in `update` alone.
+    """
+
+    name: ClassVar[str]
+    timing: ClassVar[Timing]
+    episode_length: ClassVar[int] = 1000  # control steps until truncation
+    settle_steps: ClassVar[int] = 0  # physics steps with zero control before an episode begins
+    nconmax: ClassVar[int | None] = (
+        None  # contacts a world may have on average (MuJoCo Warp); None: Warp's guess
+    )
+    njmax: ClassVar[int | None] = None  # constraint rows a world may have (MuJoCo Warp); None: Warp's guess
+    units: ClassVar[dict[str, str]] = {}  # unit of each observation term, for the export's metadata
+    overrides: ClassVar[dict[str, object]] = {}  # training settings that are facts about this task
+
+    @abstractmethod
+    def model(self) -> mujoco.MjSpec:
+        """The robot: an asset and its edits."""
+
+    @abstractmethod
+    def initial_state(self, sim: Fields, random: Draws) -> InitialState:
+        """Draws a start for every world; which worlds take theirs is decided elsewhere."""
+
+    @abstractmethod
+    def observe(self, sim: Fields, state: State) -> dict[str, Tensor]:
+        """Observation terms by name, each (N, size); they are concatenated in this order."""
+
+    @abstractmethod
+    def reward(self, sim: Fields, state: State, action: Tensor) -> Tensor:
+        """Reward of the control step that has just ended, (N,); `action` (N, nu) is the one that was applied."""
+
+    def terminated(self, sim: Fields, state: State) -> Tensor:
+        """True where the episode ends for good, (N,) bool. By default it never does."""
+        return torch.zeros(sim.num_worlds, dtype=torch.bool, device=sim.device)
+
+    def update(self, sim: Fields, state: State, random: Draws) -> State:
+        """The task's state after this control step. By default unchanged."""
+        return state
+
+    def privileged(self, sim: Fields, state: State) -> dict[str, Tensor]:
+        """Terms that the critic sees in addition to the observation, each (N, size). By default none."""
+        return {}
+
+    def compile(self) -> mujoco.MjModel:
+        """Compiles the model at the task's physics step.
+
+        Raises:
+            InputError: the model does not compile, has no actuators, or the time steps do not divide.
+        """
+        control, physics = self.timing.control, self.timing.physics
+        if abs(control / physics - self.timing.physics_steps) > 1e-6 or self.timing.physics_steps < 1:
+            raise InputError(f"{self.name}: control step {control} s is no multiple of physics step {physics} s")
+        spec = self.model()
+        spec.option.timestep = self.timing.physics
+        try:
+            model = spec.compile()
+        except ValueError as error:
+            raise InputError(
+                f"{self.name}: the model does not compile: {' '.join(str(error).split())}"
+            ) from error
+        if model.nu == 0:
+            raise InputError(f"{self.name}: the model has no actuators, so there is nothing to control")
+        return model

@@ -1,0 +1,198 @@
+"""Physics on the GPU: MuJoCo Warp, captured as CUDA graphs. The only file that knows of Warp's graphs."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mujoco
+import mujoco_warp as mjw
+import torch
+import warp as wp
+
+from envs.simulation import STATE_FIELDS, Simulation, SimulationError
+
+_CAPACITY = {
+    mjw.OverflowType.NEFC: "njmax",
+    mjw.OverflowType.BROADPHASE: "nconmax",
+    mjw.OverflowType.NARROWPHASE: "nconmax",
+    mjw.OverflowType.CCD: "nconmax",
+}
+# Sensors that kinematics and velocities determine, and acceleration-stage ones that must be left alone. A model
+# with any other sensor (joint limits, rangefinders, ...) gets MuJoCo's whole position and velocity stage instead.
+_ACCELERATION = mujoco.mjtStage.mjSTAGE_ACC
+_NEEDS_CONSTRAINTS = {
+    mujoco.mjtSensor.mjSENS_JOINTLIMITPOS,
+    mujoco.mjtSensor.mjSENS_JOINTLIMITVEL,
+    mujoco.mjtSensor.mjSENS_TENDONLIMITPOS,
+    mujoco.mjtSensor.mjSENS_TENDONLIMITVEL,
+    mujoco.mjtSensor.mjSENS_GEOMDIST,
+    mujoco.mjtSensor.mjSENS_GEOMNORMAL,
+    mujoco.mjtSensor.mjSENS_GEOMFROMTO,
+    mujoco.mjtSensor.mjSENS_CONTACT,
+}
+_NEEDS_ACTUATORS = {mujoco.mjtSensor.mjSENS_ACTUATORVEL, mujoco.mjtSensor.mjSENS_TENDONVEL}
+
+
+class WarpSimulation(Simulation):
+    """N worlds on one CUDA device, or, slowly and for tests, on the CPU. Fields are float32.
+
+    Args:
+        model: the compiled model.
+        num_worlds: N.
+        fields: further fields to bind, see `envs.fields.FIELD_SHAPES`.
+        physics_steps: physics steps in a control step.
+        device: a torch device.
+        nconmax: contacts a world may have on average; the pool is shared by all worlds.
+        njmax: constraint rows a world may have.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_worlds: int,
+        fields: Sequence[str],
+        physics_steps: int,
+        device: torch.device,
+        nconmax: int | None = None,
+        njmax: int | None = None,
+    ) -> None:
+        wp.config.quiet = True
+        self._stream_device = device
+        with self._on_stream():
+            self._model = mjw.put_model(model)
+            self._model.opt.warn_overflow = 0  # the bits are read in check(); printing from the kernel floods
+            self._data = mjw.make_data(model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
+            names = dict.fromkeys((*STATE_FIELDS, *fields))
+            tensors = {name: wp.to_torch(getattr(self._data, name)) for name in names}
+        super().__init__(model, tensors, num_worlds, physics_steps)
+        self._overflow = wp.to_torch(self._data.overflow)
+        # A sensor's columns at the acceleration stage: the whole position and velocity stage would zero them.
+        self._late = self._late_columns()
+        sensors = {mujoco.mjtSensor(int(kind)) for kind in model.sensor_type}
+        self._whole_refresh = bool(_NEEDS_CONSTRAINTS & sensors)
+        self._reads_actuators = bool(_NEEDS_ACTUATORS & sensors)
+        self._run_step = _Replay(self._control_step, self)
+        self._run_forward = _Replay(lambda: mjw.forward(self._model, self._data), self)
+        self._run_physics = _Replay(lambda: mjw.step(self._model, self._data), self)
+        self._tensors["qpos"].copy_(self.default_qpos())
+        self.forward()
+
+    def step(self) -> None:
+        """Advances every world by one control step; see Simulation.step."""
+        self._run_step()
+
+    def settle(self, steps: int) -> None:
+        """Advances every world by `steps` physics steps with zero control."""
+        self._tensors["ctrl"].zero_()
+        for _ in range(steps):
+            self._run_physics()
+
+    def forward(self) -> None:
+        """Computes everything that derives from the present state."""
+        self._run_forward()
+
+    def check(self) -> None:
+        """Raises SimulationError if contacts or constraint rows did not fit; synchronises with the device.
+
+        Only the capacity bits count: the solver's iteration bits are set all the time and are no fault.
+        """
+        capacity = 0
+        for bit in _CAPACITY:
+            capacity |= int(bit)
+        bits = self._overflow & capacity
+        self._overflow.zero_()
+        if not bool(bits.any()):
+            return
+        settings = {name for bit, name in _CAPACITY.items() if bool((bits & int(bit)).any())}
+        worlds = int((bits != 0).sum())
+        raise SimulationError(
+            f"{worlds} of {self.num_worlds} worlds had more contacts or constraints than fit; "
+            f"raise the task's {' and '.join(sorted(settings))} "
+            f"(now nconmax {self._data.naconmax // self.num_worlds}, njmax {self._data.njmax})"
+        )
+
+    def _control_step(self) -> None:
+        for _ in range(self.physics_steps):
+            mjw.step(self._model, self._data)
+        if self._whole_refresh:
+            self._refresh_whole()
+        else:
+            self._refresh_kinematics()
+
+    def _refresh_kinematics(self) -> None:
+        """The part of MuJoCo's position and velocity stage that fields and sensors show: no inertia, no contacts."""
+        mjw.fwd_kinematics(self._model, self._data)
+        mjw.transmission(self._model, self._data)
+        (mjw.fwd_velocity if self._reads_actuators else mjw.com_vel)(self._model, self._data)
+        mjw.sensor_pos(self._model, self._data)
+        mjw.sensor_vel(self._model, self._data)
+
+    def _refresh_whole(self) -> None:
+        saved = wp.clone(self._data.sensordata)
+        mjw.step1(self._model, self._data)
+        if self._late is not None:
+            arrays = [saved, self._late, self._data.sensordata]
+            wp.launch(_copy_columns, dim=(self.num_worlds, self._late.size), inputs=arrays)
+
+    def _late_columns(self) -> Any:
+        model = self.model
+        columns: list[int] = []
+        for sensor in range(model.nsensor):
+            if model.sensor_needstage[sensor] == _ACCELERATION:
+                start = int(model.sensor_adr[sensor])
+                columns += range(start, start + int(model.sensor_dim[sensor]))
+        with self._on_stream():
+            return wp.array(columns, dtype=int) if columns else None
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Warp works on torch's current stream, so that the two order themselves."""
+        if self._stream_device.type == "cuda":
+            with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(self._stream_device))):
+                yield
+        else:
+            with wp.ScopedDevice("cpu"):
+                yield
+
+
+class _Replay:
+    """A Warp function that runs eagerly once, which loads its kernels, and from then on as a captured graph."""
+
+    def __init__(self, function: Callable[[], object], simulation: WarpSimulation) -> None:
+        self._function, self._simulation = function, simulation
+        self._graph: Any = None
+        self._warm = False
+
+    def __call__(self) -> None:
+        with self._simulation._on_stream():
+            if not self._warm:
+                self._function()
+                self._warm = True
+                return
+            if self._graph is None:
+                self._graph = self._capture()
+            wp.capture_launch(self._graph)
+
+    def _capture(self) -> Any:
+        # An older graph that dies while this one is recorded would be recorded into it.
+        gc.collect()
+        gc.disable()
+        try:
+            with wp.ScopedCapture() as capture:
+                self._function()
+        finally:
+            gc.enable()
+        return capture.graph
+
+
+@wp.kernel
+def _copy_columns(  # type: ignore[no-untyped-def]
+    source: wp.array2d(dtype=float),  # type: ignore[valid-type]
+    columns: wp.array(dtype=int),  # type: ignore[valid-type]
+    target: wp.array2d(dtype=float),  # type: ignore[valid-type]
+):
+    world, i = wp.tid()  # type: ignore[misc]
+    target[world, columns[i]] = source[world, columns[i]]  # type: ignore[index]

@@ -1,0 +1,61 @@
+"""Checkpoints: everything a run is, in one file that loads without executing code."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gorl_robotics.errors import InputError
+from gorl_robotics.files import atomic
+
+FORMAT = "gorl-robotics checkpoint"
+FORMAT_VERSION = 1
+LATEST = "latest.pt"
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values to `path`, which is whole at any time."""
+    with atomic(path) as temporary:
+        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, temporary)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads what `save` wrote, on the CPU.
+
+    Raises:
+        InputError: the file is damaged, no checkpoint, or of a newer format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is no checkpoint of gorl-robotics")
+    if content["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has checkpoint format {content['format_version']}, this version reads {FORMAT_VERSION}"
+        )
+    return content
+
+
+def find(run: Path) -> Path:
+    """The checkpoint that `run` means: itself if it is a file, else the newest in that run folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    if run.is_file():
+        return run
+    if not run.is_dir():
+        siblings = sorted(str(p) for p in run.parent.glob("*") if p.is_dir()) if run.parent.is_dir() else []
+        hint = f"; there are: {', '.join(siblings[-3:])}" if siblings else ""
+        raise InputError(f"run folder {str(run)!r} does not exist{hint}")
+    path = run / "checkpoints" / LATEST
+    if not path.is_file():
+        raise InputError(f"{str(run)!r} holds no checkpoint ({path.relative_to(run)}); expected a run folder")
+    return path

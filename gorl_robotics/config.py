@@ -1,0 +1,315 @@
+"""Every setting: typed, documented, checked. Defaults < device < task < YAML file < command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gorl_robotics.errors import InputError
+
+
+def _setting(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A field with its line of documentation and its range, both ends included."""
+    metadata = {"help": text, "low": low, "high": high}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Networks:
+    """Sizes of the networks."""
+
+    policy: list[int] = _setting([64, 64, 64], "hidden layers of the latent policy")
+    critic: list[int] = _setting([256, 256, 256], "hidden layers of the critic")
+    decoder: list[int] = _setting([64, 64, 64, 64], "hidden layers of the flow decoder")
+    flow_steps: int = _setting(10, "Euler steps from latent to action", low=1)
+
+
+@dataclass
+class Ppo:
+    """The fast time scale: PPO on the latent policy."""
+
+    rollout_steps: int = _setting(32, "control steps of every world in a rollout", low=1)
+    epochs: int = _setting(5, "passes over each rollout", low=1)
+    minibatches: int = _setting(4, "minibatches a pass is cut into", low=1)
+    learning_rate: float = _setting(1e-3, "of critic and policy; the policy's is lowered on large KL", low=0)
+    target_kl: float = _setting(0.01, "KL per minibatch that the policy's learning rate aims at", low=0)
+    clip: float = _setting(0.2, "PPO's clip range of the probability ratio", low=0)
+    discount: float = _setting(0.995, "γ of discounted returns", low=0, high=1)
+    gae_lambda: float = _setting(0.95, "λ of generalised advantages", low=0, high=1)
+    entropy: float = _setting(0.005, "weight of the latent policy's entropy", low=0)
+    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0)
+    reward_scale: float = _setting(0.1, "rewards are multiplied by this before learning", low=0)
+
+
+@dataclass
+class Stages:
+    """The slow time scale: how training is divided, with a refit of the decoder between stages."""
+
+    fractions: list[float] = _setting([0.4, 0.3, 0.3], "share of total_steps of each stage; they sum to 1")
+    first_std: float = _setting(1.0, "standard deviation of z at the very beginning", low=0.01, high=10)
+    first_regularisation: float = _setting(5e-4, "weight of mean(μ²)+mean(σ²) in the first stage", low=0)
+    later_regularisation: float = _setting(1e-3, "the same in later stages", low=0)
+
+
+@dataclass
+class Refit:
+    """Fitting the decoder to recent rollouts."""
+
+    samples: int = _setting(4_000_000, "most recent samples of a stage that it is fitted to", low=1)
+    updates: int = _setting(3000, "gradient steps", low=1)
+    batch: int = _setting(8192, "samples in a gradient step", low=1)
+    draws: int = _setting(8, "noise and time draws for each sample", low=1)
+    learning_rate: float = _setting(1e-3, "at the start; it falls to zero along a cosine", low=0)
+    validation: float = _setting(
+        0.1, "share of worlds, with all their episodes, kept for validation", low=0, high=0.5
+    )
+
+
+@dataclass
+class Storage:
+    """Recording of rollouts to HDF5."""
+
+    enabled: bool = _setting(
+        True, "record the samples a refit uses, and the run's last ones; else keep them in memory"
+    )
+
+
+@dataclass
+class Config:
+    """All settings of a run."""
+
+    task: str = _setting("", "what to train; `python -c 'import tasks; print(tasks.names())'` lists them")
+    num_envs: int = _setting(4096, "worlds that are learnt from", low=1)
+    total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
+    seed: int = _setting(0, "of every random number", low=0)
+    device: str = _setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
+    threads: int = _setting(0, "CPU threads of the physics on a CPU; 0 takes every core", low=0)
+    monitors: int = _setting(128, "further worlds that act without noise and are only watched", low=1)
+    evaluation_worlds: int = _setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
+    checkpoint_seconds: float = _setting(30.0, "most that a killed run loses, in seconds of training", low=0)
+    runs: str = _setting("runs", "folder that run folders are made in")
+    resume: str = _setting("", "a run folder, or a checkpoint in one, to go on from")
+    checkpoint: str = _setting("", "a run folder, or a checkpoint in one, for test=true")
+    test: bool = _setting(False, "evaluate `checkpoint` instead of training")
+    config: str = _setting("", "a YAML file of settings")
+    networks: Networks = field(default_factory=Networks)
+    ppo: Ppo = field(default_factory=Ppo)
+    stages: Stages = field(default_factory=Stages)
+    refit: Refit = field(default_factory=Refit)
+    storage: Storage = field(default_factory=Storage)
+
+
+# What a person waits for on a CPU: minutes instead of a hundred million steps.
+CPU_DEFAULTS: dict[str, Any] = {
+    "num_envs": 256,
+    "monitors": 16,
+    "total_steps": 3_000_000,
+    "networks.critic": [128, 128, 128],
+    "ppo.epochs": 4,
+    "refit.samples": 250_000,
+    "refit.updates": 400,
+    "refit.batch": 2048,
+}
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turns `a.b=value` arguments into {"a.b": value}, a YAML file named by `config=` first.
+
+    Raises:
+        InputError: an argument without `=`, an unknown setting (with the nearest one), a value of the wrong type.
+    """
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        name, separator, text = argument.partition("=")
+        if not separator:
+            raise InputError(
+                f"{argument!r} is not a setting; expected NAME=VALUE such as num_envs=4096, or --help"
+            )
+        given[name.strip()] = _value(name.strip(), text.strip())
+    if given.get("config"):
+        return {**_from_file(Path(given["config"])), **given}
+    return given
+
+
+def resolve(given: Mapping[str, Any], *layers: Mapping[str, Any]) -> Config:
+    """The configuration: defaults, overridden by each layer in turn, then by what was `given`.
+
+    Raises:
+        InputError: a setting is unknown, of the wrong type or out of its range.
+    """
+    merged = OmegaConf.structured(Config)
+    for layer in (*layers, given):
+        for name, value in layer.items():
+            value = _value(name, value)
+            try:
+                OmegaConf.update(merged, name, value)
+            except OmegaConfBaseException as error:
+                raise InputError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    _check(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, as it is saved beside a run."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(text: str) -> Config:
+    """Reads what `to_yaml` wrote; InputError if a setting is unknown or out of range."""
+    return resolve(dict(_flatten(_mapping(text, "configuration"))))
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """Every setting by its full name, for example {"ppo.clip": 0.2}."""
+    return dict(_flatten(dataclasses.asdict(config)))
+
+
+def help_text() -> str:
+    """One line for each setting: name, default on a GPU and, where it differs, on a CPU, and meaning."""
+    lines = ["usage: python train.py task=NAME [SETTING=VALUE ...]", ""]
+    for name, setting in _settings(Config):
+        default = setting.default_factory() if callable(setting.default_factory) else setting.default
+        shown = f"{name}={_show(default)}"
+        if name in CPU_DEFAULTS:
+            shown += f" (cpu {_show(CPU_DEFAULTS[name])})"
+        lines.append(f"  {shown:<52} {setting.metadata['help']}")
+    return "\n".join(lines)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace(" ", "") if isinstance(value, list) else str(value)
+
+
+def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(section)
+    for item in dataclasses.fields(section):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _settings(kind, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{item.name}", _typed(item, kind)
+
+
+def _typed(item: dataclasses.Field[Any], kind: Any) -> dataclasses.Field[Any]:
+    item.type = kind
+    return item
+
+
+def _value(name: str, value: Any) -> Any:
+    """`value`, which may be text from a command line, in the type of setting `name`."""
+    known = dict(_settings(Config))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
+            full for full in known if full.rpartition(".")[2] == name
+        ]
+        raise InputError(
+            f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
+        )
+    kind = known[name].type
+    try:
+        return _convert(value, kind)
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        word = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+            kind, "a list [a, b]"
+        )
+        raise InputError(f"{name}={value!r}: expected {word}") from error
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if kind is bool:
+        return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError(value)
+        return value
+    if kind is int:
+        return _whole(value)
+    if kind is float:
+        if isinstance(value, bool):
+            raise ValueError(value)
+        return float(value)
+    items = yaml.safe_load(value) if isinstance(value, str) else value
+    element = kind.__args__[0]
+    return [_convert(item, element) for item in list(items)]
+
+
+def _whole(value: Any) -> int:
+    """Whole numbers may be written 1e8 or 100_000_000."""
+    if isinstance(value, bool):
+        raise ValueError(value)
+    if isinstance(value, str):
+        try:
+            return int(value, 10)
+        except ValueError:
+            value = float(value)
+    if not float(value).is_integer():
+        raise ValueError(value)
+    return int(value)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(f"config={path}: {error.strerror or error}") from error
+    flat = dict(_flatten(_mapping(text, str(path))))
+    return {name: _value(name, value) for name, value in flat.items()}
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise InputError(f"{source} holds no settings; expected lines such as `num_envs: 4096`")
+    return loaded
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _check(config: Config) -> None:
+    values = config_values(config)
+    for name, setting in _settings(Config):
+        value = values[name]
+        low, high = setting.metadata["low"], setting.metadata["high"]
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            below = low is not None and not value >= low  # also true of NaN
+            above = high is not None and not value <= high
+            if below or above:
+                ends = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise InputError(f"{name}={value}: expected {ends}")
+    fractions = config.stages.fractions
+    if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"stages.fractions={fractions}: expected positive shares that sum to 1")
+    for name in ("policy", "critic", "decoder"):
+        widths = getattr(config.networks, name)
+        if not widths or min(widths) < 1:
+            raise InputError(f"networks.{name}={widths}: expected widths of at least one hidden layer")
+    samples = config.num_envs * config.ppo.rollout_steps
+    if samples % config.ppo.minibatches:
+        raise InputError(
+            f"ppo.minibatches={config.ppo.minibatches}: expected a divisor of num_envs x ppo.rollout_steps = {samples}"
+        )

@@ -1,0 +1,42 @@
+"""Where a run computes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from gorl_robotics.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `device=name` means: auto takes CUDA if there is one.
+
+    Raises:
+        InputError: the name is no device, or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device={name!r}: expected auto, cuda, cuda:N or cpu") from error
+    if device.type not in ("cuda", "cpu"):
+        raise InputError(f"device={name!r}: expected auto, cuda, cuda:N or cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"device={name!r}: this machine has no CUDA device; expected device=cpu or device=auto"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def prepare_device(device: torch.device, threads: int) -> torch.device:
+    """Makes `device` current. On CUDA everything, Warp included, works in one side stream, which can be captured."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream())
+        return torch.device("cuda", torch.cuda.current_device())
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    return device

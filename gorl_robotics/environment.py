@@ -1,0 +1,68 @@
+"""All that the learner knows of an environment. `envs.vector_env.VectorEnv` is one; a test's may have ten lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Step(Protocol):
+    """Buffers of a control step over W worlds; see `envs.vector_env.Step`."""
+
+    @property
+    def observation(self) -> Tensor: ...  # noqa: D102
+    @property
+    def critic_observation(self) -> Tensor: ...  # noqa: D102
+    @property
+    def terminal_observation(self) -> Tensor: ...  # noqa: D102
+    @property
+    def terminal_critic_observation(self) -> Tensor: ...  # noqa: D102
+    @property
+    def reward(self) -> Tensor: ...  # noqa: D102
+    @property
+    def terminated(self) -> Tensor: ...  # noqa: D102
+    @property
+    def truncated(self) -> Tensor: ...  # noqa: D102
+
+
+class Environment(Protocol):
+    """W = num_worlds worlds: the first `num_envs` are learnt from, the others only watched."""
+
+    num_envs: int
+    num_worlds: int
+    device: torch.device
+    generator: torch.Generator  # what finish() draws from
+    last_return: Tensor  # (W,) of the last whole episode, NaN before the first
+
+    @property
+    def observation_size(self) -> int: ...  # noqa: D102
+    @property
+    def critic_observation_size(self) -> int: ...  # noqa: D102
+    @property
+    def action_size(self) -> int: ...  # noqa: D102
+    @property
+    def buffers(self) -> Step: ...  # noqa: D102
+
+    def refresh_starts(self) -> None:
+        """Called before each rollout, outside of any captured graph."""
+
+    def apply(self, action: Tensor) -> None:
+        """Takes actions (W, action_size) in [-1, 1]."""
+
+    def physics(self) -> None:
+        """Advances the worlds by one control step."""
+
+    def finish(self) -> Step:
+        """Rewards, observations, resets."""
+
+    def check(self) -> None:
+        """Raises if the simulation cannot be trusted; called once per rollout."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything needed to go on exactly from here."""
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Restores `state_dict`."""

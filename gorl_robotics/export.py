@@ -1,0 +1,226 @@
+"""Writes a policy, its task and its robot as a folder that plays without torch: ONNX, metadata, MJCF.
+
+`python -m gorl_robotics.export RUN` exports the newest checkpoint of a run folder, or the one that RUN names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gorl_robotics import __version__, checkpoint, config, player, run_folder
+from gorl_robotics.errors import run_main
+from gorl_robotics.onnx_graph import Graph, check, write
+from gorl_robotics.policy import GorlPolicy
+
+GOLDEN_PAIRS = 32
+
+
+class _Deterministic(nn.Module):
+    """From raw observations to controls in actuator units, with the latent's mean."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, policy: GorlPolicy, offset: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.policy = policy
+        self.register_buffer("offset", offset)
+        self.register_buffer("scale", scale)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (obs,) = inputs
+        mean, _ = self.policy.latent(self.policy.normaliser(obs))
+        return self.offset + self.scale * self.policy.decode(obs, mean).tanh()
+
+
+class _Stochastic(_Deterministic):
+    """The same with z = mean + standard deviation · noise."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        obs, noise = inputs
+        return self.offset + self.scale * self.policy(obs, noise)
+
+
+def export(
+    folder: Path,
+    policy: GorlPolicy,
+    task: Graph,
+    *,
+    description: Mapping[str, Any],
+    model_files: Mapping[str, bytes],
+    starts: Mapping[str, Tensor],
+    observations: Tensor,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes the export to `folder` as a whole; what stood there is replaced only by a complete, checked one.
+
+    Args:
+        folder: where to; conventionally `export` in a run folder.
+        policy: on any device; not changed.
+        task: observation, reward, termination and update, see `envs.task_module.TaskModule`.
+        description: the task's and robot's metadata, see `envs.deployment.describe`.
+        model_files: `model.xml` and its assets by path.
+        starts: initial states by name, see `VectorEnv.initial_states`; `return` is the return that the deterministic policy had in the
+            training simulation from that row, NaN where unknown.
+        observations: (N, obs), N at least 32, as the policy meets them; the golden pairs are made from them.
+        provenance: seed, commit, total steps, returns, whatever says where the policy came from.
+
+    Raises:
+        ExportError: onnxruntime and torch differ by more than 1e-5.
+        InputError: the files cannot be played.
+        OSError: the disk is full or not writable.
+    """
+    metadata = _metadata(policy, description, provenance)
+    with _replaced(folder) as temporary:
+        for name, content in model_files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(content)
+        rows = {name: value.cpu().numpy() for name, value in starts.items()}
+        np.savez(temporary / "initial_states.npz", **rows)  # type: ignore[arg-type]
+        (temporary / "policy.json").write_text(metadata + "\n")
+        observation, action = _write_policies(temporary, policy, description["action"], observations, metadata)
+        np.savez(temporary / "golden.npz", observation=observation, action=action)
+        check(temporary / "task.onnx", task, write(temporary / "task.onnx", task))
+        player.load(temporary)
+
+
+def _write_policies(
+    folder: Path, policy: GorlPolicy, action: Mapping[str, Any], observations: Tensor, metadata: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes and checks both policies; the golden observations and controls."""
+    still = copy.deepcopy(policy).cpu().float().requires_grad_(False)
+    offset, scale = torch.tensor(action["ctrl_offset"]), torch.tensor(action["ctrl_scale"])
+    rows = torch.linspace(0, len(observations) - 1, GOLDEN_PAIRS).long()
+    obs = observations.detach().cpu().float()[rows]
+    noise = torch.randn(GOLDEN_PAIRS, len(scale), generator=torch.Generator().manual_seed(0))
+    graphs = {
+        "policy.onnx": Graph(_Deterministic(still, offset, scale), {"obs": obs}, ("actions",)),
+        "policy_stochastic.onnx": Graph(_Stochastic(still, offset, scale), {"obs": obs, "noise": noise}, ("actions",)),
+    }
+    expected = {}
+    for name, graph in graphs.items():
+        expected[name] = write(folder / name, graph, metadata)
+        check(folder / name, graph, expected[name], scale.numpy())
+    return obs.numpy(), expected["policy.onnx"]["actions"]
+
+
+def _metadata(policy: GorlPolicy, description: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """The JSON text; Python's floats are written so that they read back exactly."""
+    content = {
+        "schema_version": player.SCHEMA_VERSION,
+        **description,
+        "policy": {
+            "generative": policy.generative,
+            "latent_size": policy.decoder.action_size,
+            "flow_steps": policy.decoder.steps,
+        },
+        "versions": {"gorl_robotics": __version__, "torch": torch.__version__, "mujoco": mujoco.__version__},
+        "provenance": provenance,
+    }
+    return json.dumps(_plain(content), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: such a number is not known, or no limit, and becomes null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Yields a new folder beside `folder` that takes its place on success and vanishes on an error."""
+    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+
+
+def export_checkpoint(run: Path) -> Path:
+    """Exports a run folder's newest checkpoint, or the one that `run` names, into that run; returns the folder.
+
+    The initial states are those of the checkpoint's last evaluation.
+
+    Raises:
+        InputError: there is no checkpoint, or it cannot be exported; see `export`.
+    """
+    import tasks
+    from envs.deployment import describe, model_files
+    from envs.dry_run import dry_run
+    from envs.task_module import TaskModule
+
+    path = checkpoint.find(run)
+    saved = checkpoint.load(path)
+    settings = config.from_yaml(saved["config"])
+    task = tasks.make(settings.task)
+    model = task.compile()
+    layout = dry_run(task, model)
+    policy = GorlPolicy.from_config(settings, layout.observation_size, model.nu)
+    policy.load_state_dict(saved["policy"])
+    policy.generative = saved["generative"]
+    starts, returns = _evaluated(saved, len(settings.stages.fractions))
+    module = TaskModule(task, model, layout)
+    folder = path.resolve().parent.parent / "export"
+    export(
+        folder,
+        policy,
+        Graph(module, module.examples(), module.output_names),
+        description=describe(task, model, layout),
+        model_files=model_files(task),
+        starts=starts,
+        observations=saved["observations"],
+        provenance={
+            "seed": settings.seed,
+            "commit": run_folder.provenance()["commit"],
+            "total_steps": saved["steps"],
+            "returns": returns,
+        },
+    )
+    return folder
+
+
+def _evaluated(saved: Mapping[str, Any], stages: int) -> tuple[dict[str, Tensor], dict[str, float] | None]:
+    """Initial states of a checkpoint's last evaluation; its returns if it was this very policy that was evaluated."""
+    evaluation = saved["evaluation"]
+    # A refit changes the policy after its evaluation, at the same step; there is none behind the last stage.
+    if evaluation["steps"] == saved["steps"] and saved["stage"] == stages:
+        return evaluation["initial_states"], evaluation["summary"]
+    return {name: value for name, value in evaluation["initial_states"].items() if name != "return"}, None
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m gorl_robotics.export", description="Exports a trained policy.")
+    parser.add_argument("run", type=Path, help="a run folder, or a checkpoint in one")
+    print(export_checkpoint(parser.parse_args().run))
+
+
+if __name__ == "__main__":
+    run_main(main)

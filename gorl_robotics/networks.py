@@ -1,0 +1,113 @@
+"""Networks: a plain MLP, the running normaliser, the Gaussian latent policy and the critic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Normalised observations are clipped here: a contact force may be a hundred standard deviations out.
+OBSERVATION_CLIP = 10.0
+_MIN_STD = 1e-3
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Linear layers with SiLU between them; orthogonal weights, zero biases."""
+    layers: list[nn.Module] = []
+    sizes = [inputs, *hidden]
+    for before, after in pairwise(sizes):
+        layers += [_linear(before, after, math.sqrt(2)), nn.SiLU()]
+    return nn.Sequential(*layers, _linear(sizes[-1], outputs, 1.0))
+
+
+def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Normaliser(nn.Module):
+    """Shifts and scales by the exact mean and standard deviation of all that it has seen.
+
+    Moments are kept in double precision and merged batch by batch (Chan et al. 1979), so that a hundred million
+    samples count as they should.
+    """
+
+    mean: Tensor
+    squares: Tensor
+    count: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("squares", torch.zeros(size, dtype=torch.float64))  # sum of squared deviations
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised and clipped, same shape (..., size)."""
+        return ((x - self.shift) * self.scale).clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
+
+    @torch.no_grad()
+    def update(self, batch: Tensor) -> None:
+        """Takes (..., size) into the moments, in place."""
+        rows = batch.reshape(-1, batch.shape[-1]).double()
+        count = rows.shape[0]
+        mean = rows.mean(dim=0)
+        total = self.count + count
+        delta = mean - self.mean
+        self.squares.add_(((rows - mean) ** 2).sum(dim=0) + delta**2 * (self.count * count / total))
+        self.mean.add_(delta * (count / total))
+        self.count.copy_(total)
+        std = (self.squares / self.count).sqrt()
+        self.shift.copy_(self.mean)
+        # A constant input has no scale of its own: it passes as it is, which is zero after the shift.
+        self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), 1.0))
+
+
+class LatentPolicy(nn.Module):
+    """A diagonal Gaussian over the latent z given a normalised observation.
+
+    The standard deviation depends on the observation through a softplus, offset so that zero weights in the last
+    layer give the one that `restart` was asked for.
+    """
+
+    offset: Tensor
+
+    def __init__(self, observation_size: int, latent_size: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.network = mlp(observation_size, hidden, 2 * latent_size)
+        self.register_buffer("offset", torch.zeros(()))
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of z, each (..., latent_size)."""
+        mean, spread = self.network(observation).chunk(2, dim=-1)
+        return mean, F.softplus(spread + self.offset) + _MIN_STD
+
+    @torch.no_grad()
+    def restart(self, std: float) -> None:
+        """New hidden weights; z ~ N(0, std²) for every observation. In place: captured graphs stay valid."""
+        layers = [m for m in self.network if isinstance(m, nn.Linear)]
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+        layers[-1].weight.zero_()
+        self.offset.fill_(math.log(math.expm1(std - _MIN_STD)))
+
+
+def gaussian_log_prob(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log density of a diagonal Gaussian, summed over the last axis."""
+    return (-0.5 * ((z - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
+def gaussian_entropy(std: Tensor) -> Tensor:
+    """Entropy of a diagonal Gaussian, summed over the last axis."""
+    return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)

@@ -1,0 +1,229 @@
+"""PPO on the latent policy with the decoder frozen (Schulman et al. 2017), as pure functions around one update loop."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gorl_robotics.advantages import advantages
+from gorl_robotics.config import Config
+from gorl_robotics.graphs import captured
+from gorl_robotics.networks import Normaliser, gaussian_entropy, gaussian_log_prob, mlp
+from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.rollout import Rollout
+
+_LOWEST_RATE = 1e-5
+_RATE_CHANGE = 1.5
+
+
+class PolicyLoss(NamedTuple):
+    """Scalars of one minibatch."""
+
+    loss: Tensor
+    kl: Tensor
+    clipped: Tensor
+    entropy: Tensor
+
+
+def policy_loss(
+    mean: Tensor,
+    std: Tensor,
+    latent: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    clip: float,
+    entropy_weight: float,
+    regularisation: Tensor,
+) -> PolicyLoss:
+    """Clipped surrogate, minus an entropy bonus, plus a pull of μ and σ towards zero.
+
+    Args:
+        mean: (B, a) of the present policy.
+        std: (B, a) of the present policy.
+        latent: (B, a), what was sampled.
+        old_log_prob: (B,) of it when it was sampled.
+        advantage: (B,), normalised.
+        clip: range of the probability ratio.
+        entropy_weight: of the Gaussian's entropy.
+        regularisation: weight of mean(μ²) + mean(σ²), a scalar tensor.
+    """
+    log_ratio = gaussian_log_prob(latent, mean, std) - old_log_prob
+    ratio = log_ratio.exp()
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    entropy = gaussian_entropy(std).mean()
+    pull = (mean**2).mean() + (std**2).mean()
+    loss = -surrogate - entropy_weight * entropy + regularisation * pull
+    # Schulman's low-variance estimator of KL(old, new), never negative.
+    kl = (ratio - 1 - log_ratio).detach().mean()
+    clipped = ((ratio.detach() - 1).abs() > clip).float().mean()
+    return PolicyLoss(loss, kl, clipped, entropy.detach())
+
+
+class Learner:
+    """Improves a policy and its critic from rollouts.
+
+    Args:
+        policy: its latent part is trained, its decoder is not.
+        critic_observation_size: width of what the critic sees.
+        config: settings.
+        samples: environment steps of a rollout, T·N.
+        device: where everything lives.
+        generator: shuffles the minibatches.
+    """
+
+    def __init__(
+        self,
+        policy: GorlPolicy,
+        critic_observation_size: int,
+        config: Config,
+        samples: int,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> None:
+        self.policy, self.config = policy, config.ppo
+        self.critic = mlp(critic_observation_size, config.networks.critic, 1).to(device)
+        self.critic_normaliser = Normaliser(critic_observation_size).to(device)
+        self._generator = generator
+        cuda = device.type == "cuda"
+        rate = torch.tensor(config.ppo.learning_rate, device=device)
+        self.policy_optimizer = torch.optim.Adam(
+            policy.latent.parameters(), lr=rate, capturable=cuda, fused=True
+        )
+        self.critic_optimizer = torch.optim.Adam(
+            self.critic.parameters(), lr=config.ppo.learning_rate, capturable=cuda, fused=True
+        )
+        self.regularisation = torch.tensor(config.stages.first_regularisation, device=device)
+        self._allocate(samples, device)
+        self._minibatch_update = captured(self._update_minibatch, device)
+
+    @property
+    def policy_rate(self) -> Tensor:
+        """The policy's present learning rate, a scalar tensor that is changed in place."""
+        rate = self.policy_optimizer.param_groups[0]["lr"]
+        assert isinstance(rate, Tensor)
+        return rate
+
+    def update(self, rollout: Rollout) -> None:
+        """One PPO update from a rollout; the statistics of observations are taken in afterwards."""
+        self._load(rollout)
+        self._sums.zero_()
+        for _ in range(self.config.epochs):
+            permutation = torch.randperm(
+                rollout.samples, device=self._order.device, generator=self._generator
+            )
+            self._order.copy_(permutation.view_as(self._order))
+            self._index.zero_()
+            for _ in range(self.config.minibatches):
+                self._minibatch_update()
+        self.policy.normaliser.update(rollout.observation)
+        self.critic_normaliser.update(rollout.critic_observation)
+
+    def metrics(self) -> Tensor:
+        """Means over the last update's minibatches, named by METRICS; still on the device."""
+        return self._sums / (self.config.epochs * self.config.minibatches)
+
+    def restart_policy(self, std: float, regularisation: float) -> None:
+        """The latent policy back to N(0, std²) with fresh optimiser state; critic and statistics are kept."""
+        self.policy.latent.restart(std)
+        for state in self.policy_optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+        self.policy_rate.fill_(self.config.learning_rate)
+        self.regularisation.fill_(regularisation)
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything but the policy's own weights."""
+        return {
+            "critic": self.critic.state_dict(),
+            "critic_normaliser": self.critic_normaliser.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "regularisation": self.regularisation,
+        }
+
+    def load_state_dict(self, saved: dict[str, object]) -> None:
+        """Restores `state_dict`."""
+        for name in ("critic", "critic_normaliser", "policy_optimizer", "critic_optimizer"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.regularisation.copy_(saved["regularisation"])  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _load(self, rollout: Rollout) -> None:
+        """Advantages and value targets, and everything a minibatch gathers from, in fixed buffers."""
+        value = self._values(rollout.critic_observation)
+        advantage = advantages(
+            rollout.reward * self.config.reward_scale,
+            value,
+            self._values(rollout.terminal_critic_observation),
+            rollout.terminated,
+            rollout.truncated,
+            self.config.discount,
+            self.config.gae_lambda,
+        )
+        self._target.copy_((advantage + value).flatten())
+        self._advantage.copy_(((advantage - advantage.mean()) / (advantage.std() + 1e-8)).flatten())
+        self._observation.copy_(self.policy.normaliser(rollout.observation).flatten(0, 1))
+        self._critic_observation.copy_(self.critic_normaliser(rollout.critic_observation).flatten(0, 1))
+        self._latent.copy_(rollout.latent.flatten(0, 1))
+        self._log_prob.copy_(rollout.log_prob.flatten())
+
+    def _values(self, observation: Tensor) -> Tensor:
+        return self.critic(self.critic_normaliser(observation)).squeeze(-1)
+
+    def _update_minibatch(self) -> None:
+        rows = self._order.index_select(0, self._index).squeeze(0)
+        self._index.add_(1)
+        mean, std = self.policy.latent(self._observation[rows])
+        terms = policy_loss(
+            mean,
+            std,
+            self._latent[rows],
+            self._log_prob[rows],
+            self._advantage[rows],
+            self.config.clip,
+            self.config.entropy,
+            self.regularisation,
+        )
+        error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
+        value_loss = (error**2).mean()
+        self._descend(terms.loss, self.policy.latent, self.policy_optimizer)
+        self._descend(0.5 * value_loss, self.critic, self.critic_optimizer)
+        self._adapt_rate(terms.kl)
+        spread = std.detach().mean()
+        self._sums.add_(
+            torch.stack(
+                [terms.loss.detach(), value_loss.detach(), terms.kl, terms.clipped, terms.entropy, spread]
+            )
+        )
+
+    def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        optimizer.step()
+
+    def _adapt_rate(self, kl: Tensor) -> None:
+        """Divides the policy's rate by 1.5 where the step was too long, multiplies it where it was too short."""
+        rate, target = self.policy_rate, self.config.target_kl
+        factor = torch.where(
+            kl > 2 * target, 1 / _RATE_CHANGE, torch.where(kl < target / 2, _RATE_CHANGE, 1.0)
+        )
+        rate.mul_(factor).clamp_(_LOWEST_RATE, self.config.learning_rate)
+
+    def _allocate(self, samples: int, device: torch.device) -> None:
+        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(*size, dtype=dtype, device=device)
+
+        minibatches = self.config.minibatches
+        self._observation = zeros(samples, self.policy.normaliser.mean.shape[0])
+        self._critic_observation = zeros(samples, self.critic_normaliser.mean.shape[0])
+        self._latent = zeros(samples, self.policy.decoder.action_size)
+        self._log_prob, self._advantage, self._target = zeros(samples), zeros(samples), zeros(samples)
+        self._order = zeros(minibatches, samples // minibatches, dtype=torch.int64)
+        self._index = zeros(1, dtype=torch.int64)
+        self._sums = zeros(len(METRICS))
+
+
+METRICS = ("loss/policy", "loss/value", "policy/kl", "policy/clipped", "policy/entropy", "policy/std")

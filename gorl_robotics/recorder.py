@@ -1,0 +1,113 @@
+"""What a refit will be fitted to: the last samples of a stage, on disk as HDF5 or, without storage, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gorl_robotics.config import Config
+from gorl_robotics.rollout import Rollout
+from gorl_robotics.storage import Recording, RolloutWriter
+
+_FITTED = ("observation", "action")
+
+
+class Recorder:
+    """Records the tail of one stage.
+
+    Only the last `refit.samples` samples are written at all: what a ring would hold at the end of the stage, without
+    writing what it would lose. If the disk fails, training goes on and the rest is kept in memory.
+
+    Args:
+        path: of the stage's HDF5 file.
+        rollout: for its sizes.
+        stage_end: count of environment steps at which the stage ends.
+        config: settings.
+        provenance: what the file says about where it comes from.
+        resume: what `state_dict` gave when the run was interrupted in this stage.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rollout: Rollout,
+        stage_end: int,
+        config: Config,
+        provenance: Mapping[str, str | int | float],
+        resume: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path, self._begin = path, stage_end - config.refit.samples
+        self._device = rollout.reward.device
+        self._rollout = rollout
+        self._memory: list[dict[str, Tensor]] = []
+        self._writer: RolloutWriter | None = None
+        self.failure: str | None = None
+        self._rows = 0  # on disk when an interrupted run goes on
+        self._provenance, self._enabled = provenance, config.storage.enabled
+        if resume is not None:
+            self._memory, self._rows = resume["memory"], resume["rows"]
+
+    def add(self, steps: int) -> None:
+        """Records the rollout that has just been collected; `steps` is the run's count with it."""
+        if steps <= self._begin:
+            return
+        if self._enabled and self._writer is None:
+            self._open()
+        if self._writer is not None:
+            self._writer.append(self._rollout.recorded())
+            self.failure = self._writer.failure
+        if self._writer is None or self.failure is not None:
+            self._memory.append({name: getattr(self._rollout, name).clone() for name in _FITTED})
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Closes the file and gives all that was recorded: observations (S, N, obs) and actions (S, N, a)."""
+        parts = self._from_file() + self._memory
+        if not parts:  # the disk failed under the stage's last rollout
+            parts = [{name: getattr(self._rollout, name).clone() for name in _FITTED}]
+        self._memory = []
+        return tuple(torch.cat([part[name].to(self._device) for part in parts]) for name in _FITTED)  # type: ignore[return-value]
+
+    def state_dict(self) -> dict[str, object]:
+        """What a resumed run needs; everything recorded so far is on disk afterwards."""
+        rows = self._rows
+        if self._writer is not None:
+            self._writer.flush()
+            self.failure = self._writer.failure
+            rows = 0 if self.failure else self._writer.steps
+        return {"rows": rows, "memory": list(self._memory)}
+
+    def close(self) -> None:
+        """Waits until everything is on disk and closes the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self.failure = self._writer.failure
+
+    def _open(self) -> None:
+        """Opens the file at the first rollout that belongs in it, cut to where an interrupted run had got."""
+        if self._rows == 0:
+            self.path.unlink(missing_ok=True)  # written after the checkpoint that is gone on from
+        try:
+            self._writer = RolloutWriter(
+                self.path,
+                num_worlds=self._rollout.reward.shape[1],
+                observation_size=self._rollout.observation.shape[2],
+                action_size=self._rollout.action.shape[2],
+                provenance=self._provenance,
+                resume_steps=self._rows,
+            )
+        except OSError as error:
+            self._enabled, self.failure = False, f"{self.path}: {error.strerror or error}"
+
+    def _from_file(self) -> list[dict[str, Tensor]]:
+        if self._writer is None:
+            return []
+        self.close()
+        if self.failure is not None:
+            return []
+        with Recording(self.path) as recording:
+            arrays = recording.read(_FITTED)
+        return [{name: torch.from_numpy(array) for name, array in arrays.items()}]

@@ -1,0 +1,146 @@
+"""The slow time scale: the decoder is fitted to what the policy has lately done, starting from noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gorl_robotics.config import Refit
+from gorl_robotics.flow import FlowDecoder
+from gorl_robotics.graphs import captured
+
+_VALIDATIONS = 20
+_VALIDATION_SAMPLES = 65536
+
+
+@dataclass(frozen=True)
+class RefitResult:
+    """How a refit went: losses per action dimension, 1 being about what predicting the mean velocity gives."""
+
+    samples: int
+    updates: int
+    train_loss: float
+    validation_loss: float
+    best_update: int  # whose weights were kept
+
+
+def refit(
+    decoder: FlowDecoder,
+    observation: Tensor,
+    action: Tensor,
+    config: Refit,
+    generator: torch.Generator,
+    progress: Callable[[float], None] = lambda done: None,
+) -> RefitResult:
+    """Fits `decoder` in place, from new weights, to (S, N, obs) observations and (S, N, a) pre-tanh actions.
+
+    The noise is drawn independently of the latents that gave the actions: the decoder learns the distribution of
+    actions in a state, so that z ~ N(0, I) reproduces it. Some worlds are kept for validation, with all of their
+    episodes; the weights with the best validation loss are the ones that remain.
+
+    Args:
+        decoder: on the tensors' device.
+        observation: raw observations, time first, then worlds.
+        action: what the decoder shall give.
+        config: settings.
+        generator: of every random number here; on the same device.
+        progress: is told the share of updates done now and then.
+    """
+    training, validation = _split(observation, action, config.validation, generator)
+    decoder.restart()
+    _set_statistics(decoder, training[0])
+    fit = _Fit(decoder, training, config, generator)
+    held_out = _held_out(decoder, validation, generator)
+    best, best_update, best_weights = math.inf, 0, _copy(decoder)
+    every = max(1, config.updates // _VALIDATIONS)
+    for update in range(1, config.updates + 1):
+        fit.set_rate(config.learning_rate * 0.5 * (1 + math.cos(math.pi * (update - 1) / config.updates)))
+        fit.step()
+        if update % every == 0 or update == config.updates:
+            with torch.no_grad():
+                loss = float(decoder.loss(*held_out))
+            if loss < best:
+                best, best_update, best_weights = loss, update, _copy(decoder)
+            progress(update / config.updates)
+    decoder.network.load_state_dict(best_weights)
+    return RefitResult(training[0].shape[0], config.updates, float(fit.loss), best, best_update)
+
+
+class _Fit:
+    """One gradient step on random rows, captured where there is a GPU."""
+
+    def __init__(
+        self, decoder: FlowDecoder, data: tuple[Tensor, Tensor], config: Refit, generator: torch.Generator
+    ) -> None:
+        self._decoder, self._config, self._generator = decoder, config, generator
+        self._observation, self._action = data
+        device = generator.device
+        self._rate = torch.tensor(config.learning_rate, device=device)
+        self._optimizer = torch.optim.Adam(
+            decoder.network.parameters(), lr=self._rate, capturable=device.type == "cuda", fused=True
+        )
+        self.loss = torch.zeros((), device=device)
+        self.step = captured(self._step, device, [generator])
+
+    def set_rate(self, rate: float) -> None:
+        self._rate.fill_(rate)
+
+    def _step(self) -> None:
+        device, draws = self._generator.device, self._config.draws
+        rows = torch.randint(
+            self._action.shape[0], (self._config.batch,), generator=self._generator, device=device
+        )
+        observation = self._decoder.normaliser(self._observation[rows]).repeat(draws, 1)
+        action = self._action[rows].repeat(draws, 1)
+        t = torch.rand(len(action), 1, generator=self._generator, device=device)
+        noise = torch.randn(action.shape, generator=self._generator, device=device)
+        loss = self._decoder.loss(observation, action, t, noise)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        self.loss.copy_(loss.detach())
+
+
+def _split(
+    observation: Tensor, action: Tensor, share: float, generator: torch.Generator
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Training and validation rows. An episode lies within one world, so whole worlds are held out."""
+    worlds = observation.shape[1]
+    held = min(max(1, round(share * worlds)), worlds - 1) if worlds > 1 else 0
+    order = torch.randperm(worlds, generator=generator, device=observation.device)
+
+    def rows(index: Tensor) -> tuple[Tensor, Tensor]:
+        return observation[:, index].flatten(0, 1), action[:, index].flatten(0, 1)
+
+    training = rows(order[held:])
+    return training, rows(order[:held]) if held else training
+
+
+def _held_out(
+    decoder: FlowDecoder, data: tuple[Tensor, Tensor], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Validation rows with times and noise drawn once, so that validation losses compare."""
+    device = generator.device
+    rows = torch.randint(data[0].shape[0], (_VALIDATION_SAMPLES,), generator=generator, device=device)
+    action = data[1][rows]
+    t = torch.rand(len(action), 1, generator=generator, device=device)
+    return (
+        decoder.normaliser(data[0][rows]),
+        action,
+        t,
+        torch.randn(action.shape, generator=generator, device=device),
+    )
+
+
+def _set_statistics(decoder: FlowDecoder, observation: Tensor) -> None:
+    fresh = type(decoder.normaliser)(observation.shape[1]).to(observation.device)
+    fresh.update(observation)
+    decoder.normaliser.load_state_dict(fresh.state_dict())
+
+
+def _copy(decoder: FlowDecoder) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in decoder.network.state_dict().items()}

@@ -1,0 +1,127 @@
+"""Rollouts: the on-device buffer, and the collector that fills it without waiting for the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gorl_robotics.environment import Environment
+from gorl_robotics.graphs import captured
+from gorl_robotics.policy import GorlPolicy
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T control steps of the N worlds that are learnt from; every tensor (T, N, ...), overwritten by each rollout."""
+
+    observation: Tensor
+    critic_observation: Tensor
+    terminal_observation: Tensor  # what each step led to, before any reset
+    terminal_critic_observation: Tensor
+    latent: Tensor
+    log_prob: Tensor
+    action: Tensor  # pre-tanh, as the decoder gave it
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+    @staticmethod
+    def empty(env: Environment, steps: int) -> Rollout:
+        """Buffers of zeros for `steps` control steps of `env`."""
+
+        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(steps, env.num_envs, *size, dtype=dtype, device=env.device)
+
+        seen, critic, nu = env.observation_size, env.critic_observation_size, env.action_size
+        return Rollout(
+            observation=zeros(seen),
+            critic_observation=zeros(critic),
+            terminal_observation=zeros(seen),
+            terminal_critic_observation=zeros(critic),
+            latent=zeros(nu),
+            log_prob=zeros(),
+            action=zeros(nu),
+            reward=zeros(),
+            terminated=zeros(dtype=torch.bool),
+            truncated=zeros(dtype=torch.bool),
+        )
+
+    @property
+    def samples(self) -> int:
+        """Environment steps in it: T·N."""
+        return self.reward.numel()
+
+    def recorded(self) -> dict[str, Tensor]:
+        """The part of it that is stored for refits."""
+        names = (
+            "observation",
+            "latent",
+            "action",
+            "reward",
+            "terminated",
+            "truncated",
+            "terminal_observation",
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+class Collector:
+    """Steps an environment with a policy. Each control step is three launches: act, physics, finish.
+
+    Args:
+        env: its last `num_worlds - num_envs` worlds act with the latent mean and are not part of the rollout.
+        policy: acts on the whole batch.
+        steps: T of a rollout.
+        generator: draws the latent noise; on the environment's device.
+    """
+
+    def __init__(self, env: Environment, policy: GorlPolicy, steps: int, generator: torch.Generator) -> None:
+        self.env, self.policy, self.steps = env, policy, steps
+        self.rollout = Rollout.empty(env, steps)
+        self._generator = generator
+        self._t = torch.zeros(1, dtype=torch.int64, device=env.device)
+        self._noise = torch.zeros(env.num_worlds, env.action_size, device=env.device)
+        self._finish = captured(self._finish_step, env.device, [env.generator])
+        self.recapture()
+
+    def recapture(self) -> None:
+        """To be called when the policy does something else than before, not when only its weights have changed."""
+        self._act = captured(self._act_step, self.env.device, [self._generator])
+
+    def collect(self) -> Rollout:
+        """T control steps of all worlds. The rollout's buffers are the same each time."""
+        self.env.refresh_starts()
+        self._t.zero_()
+        for _ in range(self.steps):
+            self._act()
+            self.env.physics()
+            self._finish()
+        return self.rollout
+
+    def _act_step(self) -> None:
+        env, before = self.env, self.env.buffers
+        self._noise[: env.num_envs].normal_(generator=self._generator)
+        sample = self.policy.act(before.observation, self._noise)
+        env.apply(sample.action)
+        self._store("observation", before.observation)
+        self._store("critic_observation", before.critic_observation)
+        self._store("latent", sample.latent)
+        self._store("log_prob", sample.log_prob)
+        self._store("action", sample.decoded)
+
+    def _finish_step(self) -> None:
+        step = self.env.finish()
+        for name in (
+            "terminal_observation",
+            "terminal_critic_observation",
+            "reward",
+            "terminated",
+            "truncated",
+        ):
+            self._store(name, getattr(step, name))
+        self._t.add_(1)
+
+    def _store(self, name: str, value: Tensor) -> None:
+        getattr(self.rollout, name).index_copy_(0, self._t, value[: self.env.num_envs].unsqueeze(0))

@@ -1,0 +1,5 @@
+"""One file per robot: what it observes, what it is paid for, how it starts."""
+
+from tasks.registry import make, names, register
+
+__all__ = ["make", "names", "register"]

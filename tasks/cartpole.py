@@ -1,0 +1,77 @@
+"""The cart-pole of the DM Control suite, with MuJoCo Playground's integrator and solver settings."""
+
+from __future__ import annotations
+
+import math
+
+import mujoco
+import torch
+from torch import Tensor
+
+from assets import load
+from envs.draws import Draws
+from envs.fields import Fields
+from envs.task import InitialState, State, Task, Timing
+from tasks.registry import register
+from tasks.rewards import tolerance
+
+
+class Cartpole(Task):
+    """What the cart-pole tasks share.
+
+    | term     | size | unit                                            |
+    |----------|------|-------------------------------------------------|
+    | cart     | 1    | position on the rail (m)                        |
+    | pole     | 2    | cosine and sine of the pole's angle; 1, 0 is up |
+    | velocity | 2    | cart (m/s), pole (rad/s)                        |
+    """
+
+    timing = Timing(control=0.01, physics=0.01)
+    nconmax, njmax = 1, 4
+    units = {"cart": "m", "pole": "1", "velocity": "m/s, rad/s"}
+
+    def model(self) -> mujoco.MjSpec:
+        """The suite's cart-pole with Euler integration instead of RK4, as in Playground."""
+        spec = load("suite:cartpole")
+        spec.option.integrator = mujoco.mjtIntegrator.mjINT_EULER
+        spec.option.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
+        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
+        spec.option.iterations, spec.option.ls_iterations = 1, 4
+        return spec
+
+    def observe(self, sim: Fields, state: State) -> dict[str, Tensor]:
+        """Cart position, pole direction, both velocities."""
+        pole = sim.xmat[:, sim.body("pole_1")]
+        return {
+            "cart": sim.qpos[:, :1],
+            "pole": torch.stack([pole[:, 2, 2], pole[:, 0, 2]], dim=1),
+            "velocity": sim.qvel,
+        }
+
+    def reward(self, sim: Fields, state: State, action: Tensor) -> Tensor:
+        """Upright, centred, calm and with little force: a product of four terms in [0, 1]."""
+        upright = (sim.xmat[:, sim.body("pole_1"), 2, 2] + 1) / 2
+        centred = (1 + tolerance(sim.qpos[:, 0], margin=2.0)) / 2
+        gentle = (4 + tolerance(action[:, 0], margin=1.0, shape="quadratic", value_at_margin=0.0)) / 5
+        calm = (1 + tolerance(sim.qvel[:, 1], margin=5.0)) / 2
+        return upright * centred * gentle * calm
+
+
+@register("CartpoleBalance")
+class CartpoleBalance(Cartpole):
+    """Keep the pole up and the cart in the middle, starting near there."""
+
+    def initial_state(self, sim: Fields, random: Draws) -> InitialState:
+        """Cart within 0.1 m, pole within 0.034 rad of upright, nearly at rest."""
+        reach = sim.tensor([0.1, 0.034])
+        return InitialState(reach * (2 * random.uniform(2) - 1), 0.01 * random.normal(2))
+
+
+@register("CartpoleSwingup")
+class CartpoleSwingup(Cartpole):
+    """Swing the hanging pole up and keep it there."""
+
+    def initial_state(self, sim: Fields, random: Draws) -> InitialState:
+        """Cart near the middle, pole hanging down, nearly at rest."""
+        qpos = 0.01 * random.normal(2) + sim.tensor([0.0, math.pi])
+        return InitialState(qpos, 0.01 * random.normal(2))

@@ -1,0 +1,322 @@
+"""Trains a robot by GoRL: PPO over latents and, between its stages, a refit of the flow decoder.
+
+    python train.py task=HopperStand num_envs=4096
+
+Read from `Trainer.train` on: it is the algorithm. `python train.py --help` lists the settings.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tasks
+from envs.vector_env import VectorEnv
+from gorl_robotics import checkpoint, run_folder
+from gorl_robotics.config import (
+    CPU_DEFAULTS,
+    Config,
+    config_values,
+    from_yaml,
+    help_text,
+    parse_arguments,
+    resolve,
+    to_yaml,
+)
+from gorl_robotics.device import choose_device, prepare_device
+from gorl_robotics.display import Display
+from gorl_robotics.errors import InputError, run_main
+from gorl_robotics.evaluation import Evaluator
+from gorl_robotics.export import export_checkpoint
+from gorl_robotics.metrics import MetricsLog
+from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.ppo import METRICS, Learner
+from gorl_robotics.recorder import Recorder
+from gorl_robotics.refit import refit
+from gorl_robotics.rollout import Collector
+from gorl_robotics.signals import on_stop
+
+EVALUATION_SEED = 1_000_003  # apart from any training seed's starts
+LATER_STD = 1.0  # of the latent policy after a refit: the decoder was fitted from N(0, I)
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        config: all settings.
+        folder: the run folder, which exists.
+        display: shows what is going on.
+        saved: a checkpoint to go on from, or None.
+    """
+
+    def __init__(self, config: Config, folder: Path, display: Display, saved: dict[str, Any] | None = None) -> None:
+        self.config, self.folder, self.display = config, folder, display
+        display.doing("building worlds and compiling kernels (a minute at the very first time)")
+        device = prepare_device(choose_device(config.device), config.threads)
+        torch.manual_seed(config.seed)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        task = tasks.make(config.task)
+        seed, threads = config.seed, config.threads
+        self.env = VectorEnv(task, config.num_envs, device=device, seed=seed, monitors=config.monitors, threads=threads)
+        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
+        self.policy = GorlPolicy.from_config(config, self.env.observation_size, self.env.action_size).to(device)
+        steps = config.ppo.rollout_steps
+        self.learner = Learner(
+            self.policy,
+            self.env.critic_observation_size,
+            config,
+            config.num_envs * steps,
+            device,
+            self.generator,
+        )
+        self.collector = Collector(self.env, self.policy, steps, self.generator)
+        self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
+        self.steps = self.iteration = self.stage = 0
+        self.elapsed, self._since = 0.0, time.monotonic()
+        self._evaluated: dict[str, Any] | None = None
+        self._stop, self._saved_at = False, time.monotonic()
+        self._resumed_recorder = self._restore(saved) if saved else None
+        self.log = MetricsLog(folder, resume_rows=saved["rows"] if saved else None)
+
+    def train(self) -> None:
+        """The algorithm: stages of PPO with the decoder frozen, and between them a refit of the decoder."""
+        fractions = self.config.stages.fractions
+        ends = [int(self.config.total_steps * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
+        with on_stop(self._ask_to_stop):
+            if self.steps == 0:
+                self._evaluate("untrained")
+            while self.stage < len(ends):
+                recorder = self._recorder(ends[self.stage])
+                self._learn(ends[self.stage], recorder)
+                if self._stop:
+                    self._save(recorder)
+                    recorder.close()
+                    self.display.note(f"stopped; go on with: python train.py resume={self.folder}")
+                    return
+                self._evaluate(f"stage {self.stage + 1} ends")
+                if self.stage < len(ends) - 1:
+                    self._refit(recorder)
+                recorder.close()
+                self.stage += 1
+                self._save(None, f"stage-{self.stage}.pt")
+            self.display.doing("exporting")
+            self.display.note(f"exported to {export_checkpoint(self.folder)}")
+
+    def _learn(self, stage_end: int, recorder: Recorder) -> None:
+        """Fast time scale: rollouts and PPO updates until the stage's steps are used up."""
+        samples = self.collector.rollout.samples
+        self.display.doing("training")
+        while self.steps + samples <= stage_end and not self._stop:
+            begin = time.monotonic()
+            rollout = self.collector.collect()
+            self.steps += samples
+            self.iteration += 1
+            recorder.add(self.steps)
+            self.learner.update(rollout)
+            self.env.check()
+            self._report(samples / (time.monotonic() - begin))
+            if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
+                self._save(recorder)
+
+    def _refit(self, recorder: Recorder) -> None:
+        """Slow time scale: the decoder learns what the policy does; the latent policy goes back to N(0, I)."""
+        self.display.doing("refitting the decoder")
+        observation, action = recorder.data()
+        if recorder.failure:
+            self.display.note(f"recording failed, refitting from memory: {recorder.failure}")
+        result = refit(self.policy.decoder, observation, action, self.config.refit, self.generator)
+        self.display.note(
+            f"refit to {result.samples:,} samples: validation loss {result.validation_loss:.4f} "
+            f"at update {result.best_update} of {result.updates}"
+        )
+        if not self.policy.generative:
+            self.policy.generative = True
+            self.collector.recapture()
+            self.evaluator.recapture()
+        self.learner.restart_policy(LATER_STD, self.config.stages.later_regularisation)
+
+    def _evaluate(self, when: str) -> None:
+        """A frozen evaluation, written as a row of its own."""
+        self.display.doing("evaluating")
+        result = self.evaluator()
+        summary = result.summary()
+        unknown = torch.full_like(result.stochastic, float("nan"))
+        starts = {**self.watched.initial_states(), "return": torch.cat([result.deterministic, unknown])}
+        self._evaluated = {"steps": self.steps, "summary": summary, "initial_states": starts}
+        self._write({f"evaluation/{name}": value for name, value in summary.items()})
+        self.display.note(
+            f"{when}: {self.steps:,} steps, return {summary['deterministic_mean']:.1f} "
+            f"(10th percentile {summary['deterministic_p10']:.1f}), "
+            f"stochastic {summary['stochastic_mean']:.1f}"
+        )
+
+    def _report(self, speed: float) -> None:
+        """Metrics of an iteration: one transfer from the device."""
+        returns, learners = self.env.last_return, self.config.num_envs
+        watched = returns[learners:]
+        numbers = torch.stack(
+            [
+                watched.nanmean(),
+                watched.nanquantile(0.1),
+                returns[:learners].nanmean(),
+                self.learner.policy_rate,
+            ]
+        )
+        values = torch.cat([numbers, self.learner.metrics()]).tolist()
+        names = ("return/monitor_mean", "return/monitor_p10", "return/training_mean", "policy/learning_rate")
+        row = dict(zip((*names, *METRICS), values, strict=True))
+        self._write({**row, "time/steps_per_second": speed})
+        known = {name: None if value != value else value for name, value in row.items()}
+        self.display.update(
+            stage=self.stage + 1,
+            steps=self.steps,
+            steps_per_second=speed,
+            monitor_return=known["return/monitor_mean"],
+            training_return=known["return/training_mean"],
+        )
+
+    def _write(self, values: dict[str, float]) -> None:
+        counts = {"steps": self.steps, "iteration": self.iteration, "stage": self.stage + 1}
+        clock = {"time/elapsed": self.elapsed + time.monotonic() - self._since}
+        self.log.write({**counts, **dict.fromkeys(COLUMNS, ""), **values, **clock})
+
+    def _recorder(self, stage_end: int) -> Recorder:
+        path = self.folder / "rollouts" / f"stage-{self.stage + 1}-rank-0.h5"
+        provenance = {**run_folder.provenance(), "task": self.config.task, "seed": self.config.seed}
+        provenance["observation_terms"] = ", ".join(self.env.layout.observation)
+        resumed, self._resumed_recorder = self._resumed_recorder, None
+        return Recorder(path, self.collector.rollout, stage_end, self.config, provenance, resumed)
+
+    def _save(self, recorder: Recorder | None, name: str | None = None) -> None:
+        """Writes the newest checkpoint and, if named, a copy that stays."""
+        content = {
+            "config": to_yaml(self.config),
+            "device": self.env.device.type,
+            "stage": self.stage,
+            "steps": self.steps,
+            "iteration": self.iteration,
+            "elapsed": self.elapsed + time.monotonic() - self._since,
+            "rows": self.log.rows,
+            "policy": self.policy.state_dict(),
+            "generative": self.policy.generative,
+            "learner": self.learner.state_dict(),
+            "environment": self.env.state_dict(),
+            "generators": {"learner": self.generator.get_state(), "torch": torch.get_rng_state()},
+            "recorder": recorder.state_dict() if recorder else None,
+            "observations": self.collector.rollout.observation[-1, :256].clone(),
+            "evaluation": self._evaluated,
+        }
+        for target in filter(None, (name, checkpoint.LATEST)):
+            checkpoint.save(self.folder / "checkpoints" / target, content)
+        self._saved_at = time.monotonic()
+
+    def _restore(self, saved: dict[str, Any]) -> dict[str, Any] | None:
+        self.stage, self.steps, self.iteration = saved["stage"], saved["steps"], saved["iteration"]
+        self.elapsed, self._evaluated = saved["elapsed"], saved["evaluation"]
+        self.policy.load_state_dict(saved["policy"])
+        self.policy.generative = saved["generative"]
+        self.learner.load_state_dict(saved["learner"])
+        if saved["device"] == self.env.device.type:
+            self.env.load_state_dict(saved["environment"])
+            self.generator.set_state(saved["generators"]["learner"])
+        torch.set_rng_state(saved["generators"]["torch"])
+        return saved["recorder"]
+
+    def _ask_to_stop(self) -> None:
+        self._stop = True
+        self.display.doing("stopping after this iteration")
+
+
+COLUMNS = (
+    "return/monitor_mean",
+    "return/monitor_p10",
+    "return/training_mean",
+    "policy/learning_rate",
+    *METRICS,
+    *(f"evaluation/{kind}_{what}" for kind in ("deterministic", "stochastic") for what in ("mean", "std", "p10")),
+    "evaluation/decoder_displacement",
+    "time/steps_per_second",
+)
+
+
+def main() -> None:
+    """The command line."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return
+    given = parse_arguments(arguments)
+    if given.get("test"):
+        _test(given)
+    elif given.get("resume"):
+        _resume(given)
+    else:
+        _start(given)
+
+
+def _start(given: dict[str, Any]) -> None:
+    if not given.get("task"):
+        raise InputError(f"task=NAME is missing; known: {', '.join(tasks.names())}")
+    task = tasks.make(given["task"])
+    device = choose_device(given.get("device", "auto"))
+    config = resolve(given, CPU_DEFAULTS if device.type == "cpu" else {}, task.overrides)
+    _train(config, run_folder.create(config))
+
+
+def _resume(given: dict[str, Any]) -> None:
+    path, saved, config = _reopen(given, "resume")
+    samples = config.num_envs * config.ppo.rollout_steps
+    if saved["stage"] >= len(config.stages.fractions) or saved["steps"] + samples > config.total_steps:
+        raise InputError(
+            f"resume={given['resume']}: the run is complete at {saved['steps']:,} steps; raise total_steps"
+        )
+    _train(config, run_folder.continued(path, config, saved["stage"]), saved)
+
+
+def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) -> None:
+    title = f"{config.task} · GoRL · seed {config.seed} · {folder}"
+    with Display(title, config.total_steps, len(config.stages.fractions)) as display:
+        Trainer(config, folder, display, saved).train()
+
+
+def _test(given: dict[str, Any]) -> None:
+    """Evaluates a trained policy, with the latent's mean and with sampled latents, and prints the returns."""
+    path, saved, config = _reopen(given, "checkpoint")
+    device = prepare_device(choose_device(config.device), config.threads)
+    env = VectorEnv(tasks.make(config.task), 2 * config.evaluation_worlds, device=device, threads=config.threads)
+    policy = GorlPolicy.from_config(config, env.observation_size, env.action_size).to(device)
+    policy.load_state_dict(saved["policy"])
+    policy.generative = saved["generative"]
+    summary = Evaluator(env, policy, EVALUATION_SEED)().summary()
+    print(f"{config.task}, {saved['steps']:,} steps, {path}, {config.evaluation_worlds} episodes each:")
+    for kind in ("deterministic", "stochastic"):
+        mean, std, p10 = (summary[f"{kind}_{what}"] for what in ("mean", "std", "p10"))
+        print(f"  {kind:<14} return {mean:8.2f}  standard deviation {std:7.2f}  10th percentile {p10:8.2f}")
+
+
+def _reopen(given: dict[str, Any], setting: str) -> tuple[Path, dict[str, Any], Config]:
+    """The checkpoint that `setting` names and its configuration, with the few settings that may change."""
+    if not given.get(setting):
+        raise InputError(f"{setting}=RUN is missing; expected a run folder or a checkpoint in one")
+    path = checkpoint.find(Path(given[setting]))
+    saved = checkpoint.load(path)
+    config = from_yaml(saved["config"])
+    layer = {name: value for name, value in given.items() if name in CHANGEABLE}
+    changed = resolve(layer, config_values(config))
+    for name, value in config_values(changed).items():
+        if name in given and name not in (*CHANGEABLE, setting, "test", "config") and given[name] != value:
+            raise InputError(f"{name}={given[name]}: the run in {path} has {name}={value}, which cannot change")
+    return path, saved, changed
+
+
+# Settings that a run may go on with changed; the others decide sizes or the meaning of what was learnt.
+CHANGEABLE = ("device", "threads", "total_steps", "checkpoint_seconds", "evaluation_worlds")
+
+
+if __name__ == "__main__":
+    run_main(main)
