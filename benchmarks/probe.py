@@ -1,10 +1,10 @@
 import sys, time, torch
-from pathlib import Path
 import train
 from gorl_robotics.display import Display
 from gorl_robotics.config import parse_arguments, resolve
 from gorl_robotics import run_folder
 from gorl_robotics.refit import refit
+from envs.warp_simulation import _Replay
 t0=time.time()
 c=resolve(parse_arguments(sys.argv[1:]))
 tr=train.Trainer(c, run_folder.create(c), Display('probe',1,1))
@@ -17,23 +17,34 @@ def timed(name, fn, n, unit=1):
     cpu=time.time()-t; sync(); dt=(time.time()-t)/n
     print(f"{name}: {dt*1e3:.3f} ms (cpu launch {cpu/n*1e3:.3f})", f"{unit/dt/1e6:.3f} M/s" if unit>1 else ""); return dt
 N=c.num_envs
-timed("physics", tr.env.physics, 300, N)
-print("time to first", time.time()-t0)
-timed("act identity", tr.collector._act, 100) if False else None
-timed("collect identity", tr.collector.collect, 5, N*32)
-timed("refresh_starts", tr.env.refresh_starts, 10)
+act=torch.empty(tr.env.num_worlds,4,device="cuda")
+def phys():
+    tr.env.apply(act.uniform_(-1,1)); tr.env.physics()
+timed("collect identity", tr.collector.collect, 10, N*32)
+timed("physics, random controls", phys, 300, N)
+sim=tr.env.sim
+import mujoco_warp as mjw
+for gc in (False, True):
+    sim._model.opt.graph_conditional=gc; sim._run_step=_Replay(sim._control_step, sim)
+    timed(f"physics conditional={gc}", phys, 300, N)
+def four():
+    for _ in range(4): mjw.step(sim._model, sim._data)
+r=_Replay(four, sim); timed("4 plain steps", r, 300, N)
+r2=_Replay(sim._refresh_kinematics, sim); timed("refresh", r2, 300, N)
+sim._model.opt.graph_conditional=False; sim._run_step=_Replay(sim._control_step, sim)
+timed("collect identity, unconditional", tr.collector.collect, 10, N*32)
 timed("update", lambda: tr.learner.update(tr.collector.rollout), 5)
-timed("load", lambda: tr.learner._load(tr.collector.rollout), 5)
-timed("minibatch", lambda: (tr.learner._index.zero_(), tr.learner._minibatch_update()), 50)
+d=tr.policy.decoder
+torch.nn.init.normal_(d.network[-1].weight, std=.3); torch.nn.init.normal_(d.network[0].bias)
+o=torch.randn(4224,15,device="cuda"); z=torch.randn(4224,4,device="cuda")
+slow=d(o,z).detach()
+with torch.no_grad(): fast=d(o,z)
+print("kernel error", (slow-fast).abs().max().item(), "of", slow.abs().max().item(), (slow-z).abs().mean().item())
+with torch.no_grad(): timed("decode", lambda: d(o,z), 100)
 tr.policy.generative=True; tr.collector.recapture()
-timed("collect flow", tr.collector.collect, 5, N*32)
-def act():
+timed("collect flow", tr.collector.collect, 10, N*32)
+def act_():
     tr.collector._t.zero_(); tr.collector._act()
 def fin():
     tr.collector._t.zero_(); tr.collector._finish()
-timed("act flow", act, 200); timed("finish", fin, 200)
-t=time.time(); o=torch.randn(1000,4096,15,device="cuda"); a=torch.randn(1000,4096,4,device="cuda")
-print(refit(tr.policy.decoder,o,a,c.refit,tr.generator)); sync(); print("refit", time.time()-t)
-t=time.time(); tr.evaluator(); sync(); print("evaluate", time.time()-t)
-t=time.time(); tr.evaluator(); sync(); print("evaluate again", time.time()-t)
-print("memory", torch.cuda.max_memory_allocated()/1e9, torch.cuda.mem_get_info())
+timed("act flow", act_, 200); timed("finish", fin, 200)

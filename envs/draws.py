@@ -69,9 +69,7 @@ class WorldDraws:
         """Standard normal numbers, shape (N, *size)."""
         return self._rows(size, lambda generator: generator.standard_normal(size))
 
-    def _rows(
-        self, size: tuple[int, ...], draw: Callable[[np.random.Generator], float | np.ndarray]
-    ) -> Tensor:
+    def _rows(self, size: tuple[int, ...], draw: Callable[[np.random.Generator], float | np.ndarray]) -> Tensor:
         rows = np.zeros((len(self._generators), *size))
         wanted = range(len(rows)) if self._mask is None else np.flatnonzero(self._mask.cpu()).tolist()
         for i in wanted:

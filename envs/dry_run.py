@@ -145,8 +145,6 @@ def _terms(task: Task, method: str, terms: dict[str, Tensor]) -> dict[str, int]:
 
 def _same_state(task: Task, before: State, after: State) -> None:
     if set(before) != set(after):
-        raise InputError(
-            f"{task.name}.update: returned state {sorted(after)}, but initial_state gave {sorted(before)}"
-        )
+        raise InputError(f"{task.name}.update: returned state {sorted(after)}, but initial_state gave {sorted(before)}")
     for name, value in before.items():
         _shaped(task, "update", f"state {name!r}", after[name], tuple(value.shape[1:]))

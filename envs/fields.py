@@ -125,7 +125,5 @@ class Fields:
         index = mujoco.mj_name2id(self.model, kind, name)
         if index < 0:
             count = int(getattr(self.model, f"n{word}" if word != "joint" else "njnt"))
-            raise unknown(
-                word, name, filter(None, (mujoco.mj_id2name(self.model, kind, i) for i in range(count)))
-            )
+            raise unknown(word, name, filter(None, (mujoco.mj_id2name(self.model, kind, i) for i in range(count))))
         return index

@@ -119,9 +119,7 @@ class GymnasiumEnv(gymnasium.Env):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
-    def __init__(
-        self, task: Task, render_mode: str | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, task: Task, render_mode: str | None = None, device: torch.device | str = "cpu") -> None:
         if render_mode not in (None, "rgb_array"):
             raise InputError(f"unknown render mode {render_mode!r}; expected 'rgb_array' or None")
         self._worlds = _Worlds(task, 1, device, auto_reset=False)

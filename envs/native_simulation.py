@@ -80,8 +80,4 @@ class NativeSimulation(Simulation):
         with warnings.catch_warnings():
             # Outputs are read-only arrays, which torch cannot express; tasks only read them.
             warnings.simplefilter("ignore", UserWarning)
-            return (
-                torch.from_numpy(array).view(len(array), *shape)
-                if array.size
-                else torch.zeros(len(array), *shape)
-            )
+            return torch.from_numpy(array).view(len(array), *shape) if array.size else torch.zeros(len(array), *shape)

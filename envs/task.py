@@ -53,9 +53,7 @@ class Task(ABC):
     timing: ClassVar[Timing]
     episode_length: ClassVar[int] = 1000  # control steps until truncation
     settle_steps: ClassVar[int] = 0  # physics steps with zero control before an episode begins
-    nconmax: ClassVar[int | None] = (
-        None  # contacts a world may have on average (MuJoCo Warp); None: Warp's guess
-    )
+    nconmax: ClassVar[int | None] = None  # contacts a world may have on average (MuJoCo Warp); None: Warp's guess
     njmax: ClassVar[int | None] = None  # constraint rows a world may have (MuJoCo Warp); None: Warp's guess
     units: ClassVar[dict[str, str]] = {}  # unit of each observation term, for the export's metadata
     overrides: ClassVar[dict[str, object]] = {}  # training settings that are facts about this task
@@ -102,9 +100,7 @@ class Task(ABC):
         try:
             model = spec.compile()
         except ValueError as error:
-            raise InputError(
-                f"{self.name}: the model does not compile: {' '.join(str(error).split())}"
-            ) from error
+            raise InputError(f"{self.name}: the model does not compile: {' '.join(str(error).split())}") from error
         if model.nu == 0:
             raise InputError(f"{self.name}: the model has no actuators, so there is nothing to control")
         return model

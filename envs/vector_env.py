@@ -84,9 +84,7 @@ class VectorEnv:
         self.device = torch.device(device)
         self.model = task.compile()
         self.layout: Layout = dry_run(task, self.model)
-        self.sim = make_simulation(
-            task, self.model, self.num_worlds, self.layout.fields, self.device, threads
-        )
+        self.sim = make_simulation(task, self.model, self.num_worlds, self.layout.fields, self.device, threads)
         supply = self._supply_size()
         self.starts = Starts(
             task,
@@ -239,9 +237,7 @@ class VectorEnv:
         """Restores what `state_dict` gave for the same task and number of worlds."""
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {
-                name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)
-            }
+            return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
 
         for name, value in part("own.").items():
             self._own()[name].copy_(value)

@@ -20,20 +20,39 @@ _CAPACITY = {
     mjw.OverflowType.NARROWPHASE: "nconmax",
     mjw.OverflowType.CCD: "nconmax",
 }
-# Sensors that kinematics and velocities determine, and acceleration-stage ones that must be left alone. A model
-# with any other sensor (joint limits, rangefinders, ...) gets MuJoCo's whole position and velocity stage instead.
 _ACCELERATION = mujoco.mjtStage.mjSTAGE_ACC
-_NEEDS_CONSTRAINTS = {
-    mujoco.mjtSensor.mjSENS_JOINTLIMITPOS,
-    mujoco.mjtSensor.mjSENS_JOINTLIMITVEL,
-    mujoco.mjtSensor.mjSENS_TENDONLIMITPOS,
-    mujoco.mjtSensor.mjSENS_TENDONLIMITVEL,
-    mujoco.mjtSensor.mjSENS_GEOMDIST,
-    mujoco.mjtSensor.mjSENS_GEOMNORMAL,
-    mujoco.mjtSensor.mjSENS_GEOMFROMTO,
-    mujoco.mjtSensor.mjSENS_CONTACT,
+# Position and velocity sensors that bodies' kinematics alone determine. A model with any other (joint limits, tendons,
+# cameras, ...) gets MuJoCo's whole position and velocity stage after each control step instead.
+_KINEMATIC_SENSORS = {
+    getattr(mujoco.mjtSensor, f"mjSENS_{name}")
+    for name in [
+        "JOINTPOS",
+        "JOINTVEL",
+        "BALLQUAT",
+        "BALLANGVEL",
+        "MAGNETOMETER",
+        "GYRO",
+        "VELOCIMETER",
+        "FRAMEPOS",
+        "FRAMEQUAT",
+        "FRAMEXAXIS",
+        "FRAMEYAXIS",
+        "FRAMEZAXIS",
+        "FRAMELINVEL",
+        "FRAMEANGVEL",
+        "SUBTREECOM",
+        "SUBTREELINVEL",
+        "SUBTREEANGMOM",
+        "CLOCK",
+    ]
 }
-_NEEDS_ACTUATORS = {mujoco.mjtSensor.mjSENS_ACTUATORVEL, mujoco.mjtSensor.mjSENS_TENDONVEL}
+_INTEGRATORS = {
+    mjw.IntegratorType.EULER: mjw.euler,
+    mjw.IntegratorType.RK4: mjw.rungekutta4,
+    mjw.IntegratorType.IMPLICIT: mjw.implicit,
+    mjw.IntegratorType.IMPLICITFAST: mjw.implicit,
+    mjw.IntegratorType.DISCRETE: mjw.discrete,
+}
 
 
 class WarpSimulation(Simulation):
@@ -60,6 +79,7 @@ class WarpSimulation(Simulation):
         njmax: int | None = None,
     ) -> None:
         wp.config.quiet = True
+        wp.init()
         self._stream_device = device
         with self._on_stream():
             self._model = mjw.put_model(model)
@@ -71,9 +91,7 @@ class WarpSimulation(Simulation):
         self._overflow = wp.to_torch(self._data.overflow)
         # A sensor's columns at the acceleration stage: the whole position and velocity stage would zero them.
         self._late = self._late_columns()
-        sensors = {mujoco.mjtSensor(int(kind)) for kind in model.sensor_type}
-        self._whole_refresh = bool(_NEEDS_CONSTRAINTS & sensors)
-        self._reads_actuators = bool(_NEEDS_ACTUATORS & sensors)
+        self._whole_refresh = not self._kinematics_suffice()
         self._run_step = _Replay(self._control_step, self)
         self._run_forward = _Replay(lambda: mjw.forward(self._model, self._data), self)
         self._run_physics = _Replay(lambda: mjw.step(self._model, self._data), self)
@@ -115,18 +133,32 @@ class WarpSimulation(Simulation):
         )
 
     def _control_step(self) -> None:
-        for _ in range(self.physics_steps):
-            mjw.step(self._model, self._data)
+        # Sensors are read after the control step only; in every physics step they would be an eighth of its kernels.
+        with self._without_sensors():
+            for _ in range(self.physics_steps - 1):
+                mjw.step(self._model, self._data)
+            mjw.forward(self._model, self._data)
+        mjw.sensor_acc(self._model, self._data)
+        _INTEGRATORS[self._model.opt.integrator](self._model, self._data)
         if self._whole_refresh:
             self._refresh_whole()
         else:
             self._refresh_kinematics()
 
+    @contextmanager
+    def _without_sensors(self) -> Iterator[None]:
+        before = self._model.opt.disableflags
+        self._model.opt.disableflags = before | mjw.DisableBit.SENSOR
+        try:
+            yield
+        finally:
+            self._model.opt.disableflags = before
+
     def _refresh_kinematics(self) -> None:
         """The part of MuJoCo's position and velocity stage that fields and sensors show: no inertia, no contacts."""
-        mjw.fwd_kinematics(self._model, self._data)
-        mjw.transmission(self._model, self._data)
-        (mjw.fwd_velocity if self._reads_actuators else mjw.com_vel)(self._model, self._data)
+        mjw.kinematics(self._model, self._data)
+        mjw.com_pos(self._model, self._data)
+        mjw.com_vel(self._model, self._data)
         mjw.sensor_pos(self._model, self._data)
         mjw.sensor_vel(self._model, self._data)
 
@@ -136,6 +168,13 @@ class WarpSimulation(Simulation):
         if self._late is not None:
             arrays = [saved, self._late, self._data.sensordata]
             wp.launch(_copy_columns, dim=(self.num_worlds, self._late.size), inputs=arrays)
+
+    def _kinematics_suffice(self) -> bool:
+        model = self.model
+        early = model.sensor_needstage != _ACCELERATION
+        kinds = {mujoco.mjtSensor(int(kind)) for kind in model.sensor_type[early]}
+        cameras = mujoco.mjtObj.mjOBJ_CAMERA in (*model.sensor_objtype[early], *model.sensor_reftype[early])
+        return kinds <= _KINEMATIC_SENSORS and not cameras
 
     def _late_columns(self) -> Any:
         model = self.model

@@ -54,6 +54,7 @@ def _launch(arrays: tuple[Tensor, ...], discount: float, gae_lambda: float) -> N
     """Runs the Warp kernel on the tensors' device, in torch's current stream."""
     import warp as wp
 
+    wp.init()
     device = arrays[0].device
     stream = wp.stream_from_torch(torch.cuda.current_stream(device)) if device.type == "cuda" else None
     with wp.ScopedStream(stream) if stream else wp.ScopedDevice("cpu"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,15 +30,15 @@ def load(path: Path) -> dict[str, Any]:
         InputError: the file is damaged, no checkpoint, or of a newer format.
     """
     try:
+        if not zipfile.is_zipfile(path):  # what torch wrote before its files were archives would warn besides
+            raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes make the reader fail in any way there is
         raise InputError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no checkpoint of gorl-robotics")
-    if content["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has checkpoint format {content['format_version']}, this version reads {FORMAT_VERSION}"
-        )
+    if (version := content.get("format_version")) != FORMAT_VERSION:
+        raise InputError(f"{path} has checkpoint format {version}, this version reads {FORMAT_VERSION}")
     return content
 
 

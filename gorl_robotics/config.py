@@ -70,18 +70,14 @@ class Refit:
     batch: int = _setting(8192, "samples in a gradient step", low=1)
     draws: int = _setting(8, "noise and time draws for each sample", low=1)
     learning_rate: float = _setting(1e-3, "at the start; it falls to zero along a cosine", low=0)
-    validation: float = _setting(
-        0.1, "share of worlds, with all their episodes, kept for validation", low=0, high=0.5
-    )
+    validation: float = _setting(0.1, "share of worlds, with all their episodes, kept for validation", low=0, high=0.5)
 
 
 @dataclass
 class Storage:
     """Recording of rollouts to HDF5."""
 
-    enabled: bool = _setting(
-        True, "record the samples a refit uses, and the run's last ones; else keep them in memory"
-    )
+    enabled: bool = _setting(True, "record the samples a refit uses, and the run's last ones; else keep them in memory")
 
 
 @dataclass
@@ -91,7 +87,7 @@ class Config:
     task: str = _setting("", "what to train; `python -c 'import tasks; print(tasks.names())'` lists them")
     num_envs: int = _setting(4096, "worlds that are learnt from", low=1)
     total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
-    seed: int = _setting(0, "of every random number", low=0)
+    seed: int = _setting(0, "of every random number", low=0, high=2**63 - 1)
     device: str = _setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
     threads: int = _setting(0, "CPU threads of the physics on a CPU; 0 takes every core", low=0)
     monitors: int = _setting(128, "further worlds that act without noise and are only watched", low=1)
@@ -132,9 +128,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     for argument in arguments:
         name, separator, text = argument.partition("=")
         if not separator:
-            raise InputError(
-                f"{argument!r} is not a setting; expected NAME=VALUE such as num_envs=4096, or --help"
-            )
+            raise InputError(f"{argument!r} is not a setting; expected NAME=VALUE such as num_envs=4096, or --help")
         given[name.strip()] = _value(name.strip(), text.strip())
     if given.get("config"):
         return {**_from_file(Path(given["config"])), **given}
@@ -155,7 +149,10 @@ def resolve(given: Mapping[str, Any], *layers: Mapping[str, Any]) -> Config:
                 OmegaConf.update(merged, name, value)
             except OmegaConfBaseException as error:
                 raise InputError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # text with `${...}` or `???`, which means something to OmegaConf
+        raise InputError(str(error).splitlines()[0]) from error
     assert isinstance(config, Config)
     _check(config)
     return config
@@ -216,16 +213,12 @@ def _value(name: str, value: Any) -> Any:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
             full for full in known if full.rpartition(".")[2] == name
         ]
-        raise InputError(
-            f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
-        )
+        raise InputError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help"))
     kind = known[name].type
     try:
         return _convert(value, kind)
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        word = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
-            kind, "a list [a, b]"
-        )
+    except (ValueError, TypeError, KeyError, OverflowError, yaml.YAMLError) as error:
+        word = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a list [a, b]")
         raise InputError(f"{name}={value!r}: expected {word}") from error
 
 
@@ -266,6 +259,8 @@ def _from_file(path: Path) -> dict[str, Any]:
         text = path.read_text()
     except OSError as error:
         raise InputError(f"config={path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config={path}: expected a YAML file, this is no text") from error
     flat = dict(_flatten(_mapping(text, str(path))))
     return {name: _value(name, value) for name, value in flat.items()}
 
@@ -302,7 +297,8 @@ def _check(config: Config) -> None:
                 ends = f"at least {low}" if high is None else f"from {low} to {high}"
                 raise InputError(f"{name}={value}: expected {ends}")
     fractions = config.stages.fractions
-    if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    whole = abs(sum(fractions) - 1) <= 1e-6  # also false of NaN
+    if not fractions or min(fractions) <= 0 or not whole:
         raise InputError(f"stages.fractions={fractions}: expected positive shares that sum to 1")
     for name in ("policy", "critic", "decoder"):
         widths = getattr(config.networks, name)

@@ -24,9 +24,7 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cuda", "cpu"):
         raise InputError(f"device={name!r}: expected auto, cuda, cuda:N or cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"device={name!r}: this machine has no CUDA device; expected device=cpu or device=auto"
-        )
+        raise InputError(f"device={name!r}: this machine has no CUDA device; expected device=cpu or device=auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
@@ -35,8 +33,9 @@ def choose_device(name: str) -> torch.device:
 def prepare_device(device: torch.device, threads: int) -> torch.device:
     """Makes `device` current. On CUDA everything, Warp included, works in one side stream, which can be captured."""
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream())
-        return torch.device("cuda", torch.cuda.current_device())
+        return device
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     return device

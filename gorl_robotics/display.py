@@ -114,9 +114,7 @@ class Display:
         # The median: one update that waited for a compilation or a checkpoint says nothing of the rest.
         recent = median(self._speeds) if self._speeds else None
         shown = tuple(extra.items())
-        self._progress = Progress(
-            stage, steps, steps_per_second, recent, monitor_return, training_return, shown
-        )
+        self._progress = Progress(stage, steps, steps_per_second, recent, monitor_return, training_return, shown)
         if not self._live and monotonic() >= self._next_line:
             self._next_line = monotonic() + PLAIN_SECONDS
             self.note(self._line())

@@ -74,8 +74,8 @@ def export(
         task: observation, reward, termination and update, see `envs.task_module.TaskModule`.
         description: the task's and robot's metadata, see `envs.deployment.describe`.
         model_files: `model.xml` and its assets by path.
-        starts: initial states by name, see `VectorEnv.initial_states`; `return` is the return that the deterministic policy had in the
-            training simulation from that row, NaN where unknown.
+        starts: initial states by name, see `VectorEnv.initial_states`; `return` is what the deterministic policy
+            returned in the training simulation from that row, NaN where unknown.
         observations: (N, obs), N at least 32, as the policy meets them; the golden pairs are made from them.
         provenance: seed, commit, total steps, returns, whatever says where the policy came from.
 

@@ -30,14 +30,14 @@ class FlowDecoder(nn.Module):
         steps: Euler steps of a decoding.
     """
 
-    times: Tensor
+    clock: Tensor
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], steps: int) -> None:
         super().__init__()
         self.steps, self.action_size = steps, action_size
         self.normaliser = Normaliser(observation_size)
         self.network = mlp(observation_size + action_size + 2 * _FREQUENCIES, hidden, action_size)
-        self.register_buffer("times", torch.arange(steps, 0, -1) / steps)
+        self.register_buffer("clock", _embed((torch.arange(steps, 0, -1) / steps).unsqueeze(1)))
         self.restart()
 
     def velocity(self, observation: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -46,16 +46,22 @@ class FlowDecoder(nn.Module):
 
     def forward(self, observation: Tensor, z: Tensor) -> Tensor:
         """Decodes: raw observation (N, obs) and latent (N, a) to the pre-tanh action (N, a)."""
-        first, rest = self.network[0], self.network[1:]
-        assert isinstance(first, nn.Linear)
+        first, *hidden, last = self._layers()
         wide = self.normaliser.mean.shape[0]
         # What the first layer makes of observation and time does not change along the path: computed once.
         seen, moved, timed = first.weight.split([wide, self.action_size, 2 * _FREQUENCIES], dim=1)
         base = F.linear(self.normaliser(observation), seen, first.bias)
-        clock = F.linear(_embed(self.times.unsqueeze(1)), timed)
+        clock = F.linear(self.clock, timed)
+        if z.is_cuda and not torch.is_grad_enabled() and self._fused():
+            from gorl_robotics.flow_kernel import decode
+
+            return decode(base, clock, moved, hidden, last, z)
         x = z
         for step in range(self.steps):
-            x = x - rest(base + clock[step] + F.linear(x, moved)) / self.steps
+            h = F.silu(base + clock[step] + F.linear(x, moved))
+            for layer in hidden:
+                h = F.silu(layer(h))
+            x = x - last(h) / self.steps
         return x
 
     def loss(self, observation: Tensor, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -71,13 +77,21 @@ class FlowDecoder(nn.Module):
         return F.mse_loss(self.velocity(observation, x, t), noise - action)
 
     @torch.no_grad()
-    def restart(self) -> None:
+    def restart(self, generator: torch.Generator | None = None) -> None:
         """New weights in place, last layer zero: the identity from z to the action."""
-        layers = [m for m in self.network if isinstance(m, nn.Linear)]
+        layers = self._layers()
         for layer in layers:
-            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            nn.init.orthogonal_(layer.weight, math.sqrt(2), generator)
             nn.init.zeros_(layer.bias)
         layers[-1].weight.zero_()
+
+    def _layers(self) -> list[nn.Linear]:
+        return [module for module in self.network if isinstance(module, nn.Linear)]
+
+    def _fused(self) -> bool:
+        """Whether the hidden layers are of one width that the kernel takes."""
+        widths = {layer.out_features for layer in self._layers()[:-1]}
+        return len(widths) == 1 and widths <= {16, 32, 64, 128} and len(self._layers()) > 2
 
 
 def _embed(t: Tensor) -> Tensor:

@@ -60,9 +60,7 @@ class MetricsLog:
             ValueError: the row has no `steps`, or a column that the first row did not have.
         """
         if STEPS not in row:
-            raise ValueError(
-                f"a row of metrics needs the column {STEPS!r}; it has {', '.join(row) or 'none'}"
-            )
+            raise ValueError(f"a row of metrics needs the column {STEPS!r}; it has {', '.join(row) or 'none'}")
         if not self._columns:
             self._columns = list(row)
             self._csv.writerow(self._columns)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -54,7 +53,7 @@ def write(path: Path, graph: Graph, metadata: str | None = None) -> dict[str, np
         results = module(*inputs)
     assert program is not None
     model = program.model_proto
-    _drop_unused_inputs(model.graph)
+    _tidy(model.graph)
     if metadata is not None:
         onnx.helper.set_model_props(model, {"gorl": metadata})
     onnx.save(model, path)
@@ -62,12 +61,14 @@ def write(path: Path, graph: Graph, metadata: str | None = None) -> dict[str, np
     return {name: value.numpy() for name, value in zip(graph.outputs, results, strict=True)}
 
 
-def _drop_unused_inputs(graph: onnx.GraphProto) -> None:
-    """What the file lists is what a player must feed: a reward that ignores the action needs none."""
+def _tidy(graph: onnx.GraphProto) -> None:
+    """Drops inputs that nothing reads, since a player must feed whatever is listed, and the exporter's stack traces."""
     used = {name for node in graph.node for name in node.input}
     kept = [value for value in graph.input if value.name in used]
     del graph.input[:]
     graph.input.extend(kept)
+    for node in graph.node:
+        del node.metadata_props[:]
 
 
 def check(path: Path, graph: Graph, expected: Mapping[str, np.ndarray], scale: np.ndarray | None = None) -> None:

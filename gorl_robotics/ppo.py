@@ -88,9 +88,7 @@ class Learner:
         self._generator = generator
         cuda = device.type == "cuda"
         rate = torch.tensor(config.ppo.learning_rate, device=device)
-        self.policy_optimizer = torch.optim.Adam(
-            policy.latent.parameters(), lr=rate, capturable=cuda, fused=True
-        )
+        self.policy_optimizer = torch.optim.Adam(policy.latent.parameters(), lr=rate, capturable=cuda, fused=True)
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.ppo.learning_rate, capturable=cuda, fused=True
         )
@@ -110,9 +108,7 @@ class Learner:
         self._load(rollout)
         self._sums.zero_()
         for _ in range(self.config.epochs):
-            permutation = torch.randperm(
-                rollout.samples, device=self._order.device, generator=self._generator
-            )
+            permutation = torch.randperm(rollout.samples, device=self._order.device, generator=self._generator)
             self._order.copy_(permutation.view_as(self._order))
             self._index.zero_()
             for _ in range(self.config.minibatches):
@@ -145,8 +141,16 @@ class Learner:
 
     def load_state_dict(self, saved: dict[str, object]) -> None:
         """Restores `state_dict`."""
-        for name in ("critic", "critic_normaliser", "policy_optimizer", "critic_optimizer"):
+        for name in ("critic", "critic_normaliser"):
             getattr(self, name).load_state_dict(saved[name])
+        rate = self.policy_rate
+        rate.copy_(saved["policy_optimizer"]["param_groups"][0]["lr"])  # type: ignore[index]
+        for name in ("policy_optimizer", "critic_optimizer"):
+            optimizer = getattr(self, name)
+            # The saved groups would bring the flags of the saving device, and a rate on the CPU.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": saved[name]["state"], "param_groups": groups})  # type: ignore[index]
+        self.policy_optimizer.param_groups[0]["lr"] = rate  # torch copied it: captured updates know this one
         self.regularisation.copy_(saved["regularisation"])  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -193,9 +197,7 @@ class Learner:
         self._adapt_rate(terms.kl)
         spread = std.detach().mean()
         self._sums.add_(
-            torch.stack(
-                [terms.loss.detach(), value_loss.detach(), terms.kl, terms.clipped, terms.entropy, spread]
-            )
+            torch.stack([terms.loss.detach(), value_loss.detach(), terms.kl, terms.clipped, terms.entropy, spread])
         )
 
     def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -207,9 +209,7 @@ class Learner:
     def _adapt_rate(self, kl: Tensor) -> None:
         """Divides the policy's rate by 1.5 where the step was too long, multiplies it where it was too short."""
         rate, target = self.policy_rate, self.config.target_kl
-        factor = torch.where(
-            kl > 2 * target, 1 / _RATE_CHANGE, torch.where(kl < target / 2, _RATE_CHANGE, 1.0)
-        )
+        factor = torch.where(kl > 2 * target, 1 / _RATE_CHANGE, torch.where(kl < target / 2, _RATE_CHANGE, 1.0))
         rate.mul_(factor).clamp_(_LOWEST_RATE, self.config.learning_rate)
 
     def _allocate(self, samples: int, device: torch.device) -> None:

@@ -88,9 +88,9 @@ class Recorder:
 
     def _open(self) -> None:
         """Opens the file at the first rollout that belongs in it, cut to where an interrupted run had got."""
-        if self._rows == 0:
-            self.path.unlink(missing_ok=True)  # written after the checkpoint that is gone on from
         try:
+            if self._rows == 0:
+                self.path.unlink(missing_ok=True)  # written after the checkpoint that is gone on from
             self._writer = RolloutWriter(
                 self.path,
                 num_worlds=self._rollout.reward.shape[1],
@@ -103,11 +103,13 @@ class Recorder:
             self._enabled, self.failure = False, f"{self.path}: {error.strerror or error}"
 
     def _from_file(self) -> list[dict[str, Tensor]]:
-        if self._writer is None:
+        if self._writer is None and self._rows == 0:
             return []
         self.close()
         if self.failure is not None:
             return []
+        # Without a writer the run was interrupted after the stage's last rollout: the checkpoint knows how much counts.
+        stop = self._rows if self._writer is None else None
         with Recording(self.path) as recording:
-            arrays = recording.read(_FITTED)
+            arrays = recording.read(_FITTED, stop=stop)
         return [{name: torch.from_numpy(array) for name, array in arrays.items()}]

@@ -51,7 +51,7 @@ def refit(
         progress: is told the share of updates done now and then.
     """
     training, validation = _split(observation, action, config.validation, generator)
-    decoder.restart()
+    decoder.restart(generator)
     _set_statistics(decoder, training[0])
     fit = _Fit(decoder, training, config, generator)
     held_out = _held_out(decoder, validation, generator)
@@ -91,9 +91,7 @@ class _Fit:
 
     def _step(self) -> None:
         device, draws = self._generator.device, self._config.draws
-        rows = torch.randint(
-            self._action.shape[0], (self._config.batch,), generator=self._generator, device=device
-        )
+        rows = torch.randint(self._action.shape[0], (self._config.batch,), generator=self._generator, device=device)
         observation = self._decoder.normaliser(self._observation[rows]).repeat(draws, 1)
         action = self._action[rows].repeat(draws, 1)
         t = torch.rand(len(action), 1, generator=self._generator, device=device)

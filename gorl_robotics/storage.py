@@ -67,12 +67,8 @@ _STEPPED = (
 )
 _ENDS = ("terminal", "observation")
 _TERMINAL = (
-    Dataset(
-        "terminal_observation", _ENDS, np.float32, "as the task states", "last observation of an episode"
-    ),
-    Dataset(
-        "terminal_step", _ENDS[:1], np.int64, "row on the step axis", "when that episode ended, ascending"
-    ),
+    Dataset("terminal_observation", _ENDS, np.float32, "as the task states", "last observation of an episode"),
+    Dataset("terminal_step", _ENDS[:1], np.int64, "row on the step axis", "when that episode ended, ascending"),
     Dataset("terminal_world", _ENDS[:1], np.int32, "place on the world axis", "where that episode ended"),
 )
 STEPPED = {dataset.name: dataset for dataset in _STEPPED}
@@ -94,9 +90,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(
-            f"{path} is not a readable HDF5 file, or still being written: {_line(error)}"
-        ) from error
+        raise InputError(f"{path} is not a readable HDF5 file, or still being written: {_line(error)}") from error
 
 
 def _terminals_before(file: Any, steps: int) -> np.ndarray:
@@ -140,9 +134,7 @@ class Recording:
         if values.pop("format", None) != FORMAT:
             raise InputError(f"{self.path} is no recording: its HDF5 attribute `format` is not {FORMAT!r}")
         if (version := values.pop("format_version", None)) != FORMAT_VERSION:
-            raise InputError(
-                f"{self.path} has format version {version}, this program reads version {FORMAT_VERSION}"
-            )
+            raise InputError(f"{self.path} has format version {version}, this program reads version {FORMAT_VERSION}")
         missing = [name for name in DATASETS if name not in self._file]
         if missing or "complete_steps" not in values:
             raise InputError(f"{self.path} is incomplete: it lacks {', '.join(missing) or 'complete_steps'}")

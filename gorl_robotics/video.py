@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
-import imageio.v2 as imageio
+import imageio_ffmpeg
 import mujoco
+import numpy as np
 
 from gorl_robotics.errors import InputError
 from gorl_robotics.files import atomic
@@ -21,17 +21,17 @@ _MOST_FRAMES_PER_SECOND = 60
 class Film:
     """Frames of one world, taken in real time; see `film`."""
 
-    def __init__(self, model: mujoco.MjModel, writer: Any, every: int) -> None:
+    def __init__(self, model: mujoco.MjModel, frames: Generator[None, np.ndarray | None], every: int) -> None:
         # The first camera if the model has one; -1 is MuJoCo's free camera.
         self._camera = 0 if model.ncam else -1
         self._renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
-        self._writer, self._every, self._steps = writer, every, 0
+        self._frames, self._every, self._steps = frames, every, 0
 
     def take(self, data: mujoco.MjData) -> None:
         """To be called after each control step; not every one becomes a frame if they follow too fast."""
         if self._steps % self._every == 0:
             self._renderer.update_scene(data, self._camera)
-            self._writer.append_data(self._renderer.render())
+            self._frames.send(self._renderer.render())
         self._steps += 1
 
     def close(self) -> None:
@@ -44,33 +44,36 @@ def film(path: Path, model: mujoco.MjModel, control_dt: float) -> Iterator[Film]
     """Writes `path` as a whole when the block ends, and not at all if it fails.
 
     Raises:
-        InputError: the file is not named .mp4, or this machine cannot render.
+        InputError: the file is not named .mp4 or cannot be written, or this machine cannot render.
     """
     if path.suffix.lower() != ".mp4":
         raise InputError(f"video {str(path)!r}: expected a name that ends in .mp4")
     every = max(1, math.ceil(1 / (control_dt * _MOST_FRAMES_PER_SECOND) - 1e-6))
     buffer = model.vis.global_
     buffer.offwidth, buffer.offheight = max(buffer.offwidth, WIDTH), max(buffer.offheight, HEIGHT)
-    with atomic(path) as temporary:
-        # The temporary file's name says nothing of the format.
-        writer = imageio.get_writer(
-            str(temporary),
-            format="FFMPEG",  # type: ignore[arg-type]
-            fps=1 / (control_dt * every),
-            macro_block_size=1,
-            output_params=["-f", "mp4"],
-        )
-        with writer:
-            reel = _renderable(model, writer, every)
-            try:
-                yield reel
-            finally:
-                reel.close()
-
-
-def _renderable(model: mujoco.MjModel, writer: Any, every: int) -> Film:
     try:
-        return Film(model, writer, every)
+        with (
+            atomic(path) as temporary,
+            closing(_encoder(temporary, 1 / (control_dt * every))) as frames,
+            closing(_renderable(model, frames, every)) as reel,
+        ):
+            yield reel
+    except OSError as error:
+        raise InputError(f"video {str(path)!r} cannot be written: {' '.join(str(error).split())}") from error
+
+
+def _encoder(path: Path, fps: float) -> Generator[None, np.ndarray | None]:
+    # The temporary file's name says nothing of the format.
+    encoder = imageio_ffmpeg.write_frames(
+        str(path), (WIDTH, HEIGHT), fps=fps, macro_block_size=1, output_params=["-f", "mp4"]
+    )
+    encoder.send(None)
+    return encoder
+
+
+def _renderable(model: mujoco.MjModel, frames: Generator[None, np.ndarray | None], every: int) -> Film:
+    try:
+        return Film(model, frames, every)
     except Exception as error:  # each OpenGL platform fails in its own way
         raise InputError(
             f"MuJoCo cannot render here ({' '.join(str(error).split())}); install EGL or set MUJOCO_GL"

@@ -47,6 +47,14 @@ def test_finds_a_field_that_only_one_method_reads(method: str, field: str) -> No
     assert set(layout(variant(Slider, **{method: reads})).fields) == {"sensordata", "qvel", "qpos", field}
 
 
+def test_a_field_that_only_the_start_reads_is_not_bound() -> None:
+    def reads(self: Task, sim: Any, random: Any) -> InitialState:
+        _ = sim.cvel
+        return Slider.initial_state(self, sim, random)
+
+    assert "cvel" not in layout(variant(Slider, initial_state=reads)).fields
+
+
 def test_finds_what_the_hopper_reads() -> None:
     found = layout(tasks.make("HopperStand"))
     assert set(found.fields) == {"qpos", "qvel", "sensordata", "xipos"}

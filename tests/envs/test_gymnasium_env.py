@@ -17,6 +17,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 import tasks
 from envs.draws import WorldDraws
 from envs.gymnasium_env import GymnasiumEnv, GymnasiumVectorEnv
+from envs.vector_env import VectorEnv
 from gorl_robotics.errors import InputError
 
 WORLDS = 3
@@ -200,6 +201,20 @@ def test_only_the_worlds_of_the_mask_draw() -> None:
     assert everyone.shape == (3,)
     assert everyone[1] == reference[1].random()  # its first number: the masked draw did not advance it
     assert everyone[2] == reference[2].random()
+
+
+def test_drawing_some_starts_anew_keeps_the_others() -> None:
+    env = VectorEnv(Slider(), 3)
+    mask, index = torch.tensor([False, True, False]), torch.arange(3)
+    before = env.starts.rows(index)
+    env.starts.fill(WorldDraws([np.random.default_rng(i) for i in range(3)], torch.float64, env.device), mask)
+    after = env.starts.rows(index)
+    for old, new in (
+        (before.qpos, after.qpos),
+        (before.state["target"], after.state["target"]),
+        (before.observation, after.observation),
+    ):
+        assert (old != new).any(dim=1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("shape", [(1,), (2, 2), (1, 1), (3, 1)])

@@ -38,13 +38,13 @@ def test_an_episode_that_ends_is_followed_by_the_next_in_the_same_step() -> None
         led_to = torch.cat([env.sim.qpos, env.sim.qvel], dim=1).float()
         step = env.finish()
         assert same(step.terminal_observation[:, :2], led_to)
+        assert same(step.observation[:, 2:], env.state["target"].float())
         assert step.truncated.all() == (k == 4)
     assert not step.terminated.any()
     assert (step.observation[:, 0] != step.terminal_observation[:, 0]).all()
     assert (step.observation[:, 0].abs() <= 0.1).all()
     # The simulation is where the new observation says, and goes on from there.
     assert same(step.observation[:, :2], torch.cat([env.sim.qpos, env.sim.qvel], dim=1).float())
-    assert same(step.observation[:, 2:], env.state["target"].float())
     assert (env.state["age"] == 0).all()
     before = step.observation.clone()
     after = env.step(torch.full((6, 1), -1 / 3)).observation  # no force
@@ -205,7 +205,7 @@ def test_a_world_that_becomes_nonfinite_ends_without_harm() -> None:
 def test_more_than_one_percent_of_nonfinite_worlds_is_an_error() -> None:
     env = slider_env(200)
     quiet = torch.zeros(200, 1)
-    poisoned(env, quiet, [5])
+    assert poisoned(env, quiet, [5])["reward"][5] == 0
     poisoned(env, quiet, [199])
     env.check()
     assert env.total_nonfinite == 2
@@ -240,7 +240,7 @@ def test_a_restored_environment_goes_on_exactly(settle_steps: int, monkeypatch: 
     monkeypatch.setattr(envs.vector_env, "SETTLED_STARTS", 64)
     task = variant(Slider, episode_length=15, limit=0.08, settle_steps=settle_steps)
     first, second = (VectorEnv(task, 5, monitors=2, seed=seed) for seed in (1, 2))
-    for action in actions(first, 20):
+    for action in actions(first, 7):
         first.step(action)
         second.step(-action)
     saved = first.state_dict()
@@ -258,6 +258,7 @@ def test_a_restored_environment_goes_on_exactly(settle_steps: int, monkeypatch: 
     expected = go_on(first)
     assert all(same(saved[name], kept[name]) for name in saved)  # a copy, not views
     second.load_state_dict(saved)
+    assert same(second.observation, saved["own.observation"])
     for ours, theirs in zip(go_on(second), expected, strict=True):
         assert [name for name in theirs if not same(ours[name], theirs[name])] == []
     assert sum(step["truncated"].sum() for step in expected[:-1]) > 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,9 @@ from envs.task_module import TaskModule
 from envs.vector_env import VectorEnv
 from gorl_robotics.export import Graph, export
 from gorl_robotics.policy import GorlPolicy
+
+# pytest would format thousands of the exporter's trace records.
+logging.getLogger("torch.__trace").propagate = False
 
 XML = """
 <mujoco>
@@ -109,5 +113,10 @@ def export_to(folder: Path, env: VectorEnv, policy: GorlPolicy, **starts: Tensor
         model_files=model_files(task),
         starts={**env.initial_states(), **starts},
         observations=env.observation,
-        provenance={"seed": 7, "commit": "abc", "total_steps": 10**12, "returns": {"mean": 1 / 3, "p10": float("nan")}},
+        provenance={
+            "seed": 7,
+            "commit": "abc",
+            "total_steps": 10**12,
+            "returns": {"mean": 1 / 3, "p10": float("nan")},
+        },
     )

@@ -118,7 +118,7 @@ class FakeEnvironment:
 
 
 def small_config(**settings: Any) -> Config:
-    """A configuration of small networks; `ppo_epochs=1` sets `ppo.epochs`."""
+    """A configuration of small networks; `ppo__epochs=1` sets `ppo.epochs`."""
     small: dict[str, Any] = {
         "num_envs": 6,
         "ppo.rollout_steps": 8,
@@ -127,4 +127,4 @@ def small_config(**settings: Any) -> Config:
         "networks.critic": [16],
         "networks.decoder": [32, 32],
     }
-    return resolve({name.replace("_", ".", 1): value for name, value in settings.items()}, small)
+    return resolve({name.replace("__", "."): value for name, value in settings.items()}, small)

@@ -63,9 +63,9 @@ def test_loss_is_the_mean_squared_velocity_error() -> None:
     for row in range(5):
         now = float(t[row])
         x = [now * float(noise[row, i]) + (1 - now) * float(action[row, i]) for i in range(2)]
-        velocity = made.velocity(observation[row : row + 1], torch.tensor([x]), t[row : row + 1])[0]
+        velocity = made.velocity(observation[row : row + 1], torch.tensor([x]), t[row : row + 1])[0].tolist()
         for i in range(2):
-            total += (float(velocity[i]) - (float(noise[row, i]) - float(action[row, i]))) ** 2
+            total += (velocity[i] - (float(noise[row, i]) - float(action[row, i]))) ** 2
     torch.testing.assert_close(made.loss(observation, action, t, noise), torch.tensor(total / 10))
 
 
@@ -77,4 +77,4 @@ def test_the_path_runs_from_noise_at_1_to_the_action_at_0() -> None:
     torch.testing.assert_close(made(torch.zeros(1, 1), z), torch.tensor([[action]]))
     for t in (0.0, 0.4, 1.0):
         pair = (torch.zeros(1, 1), torch.tensor([[action]]), torch.tensor([[t]]), z)
-        assert float(made.loss(*pair)) < 1e-12
+        assert made.loss(*pair).item() < 1e-12

@@ -1,0 +1,228 @@
+"""What a refit is given: the tail of a stage, from disk or memory, after a failing disk and after a resume."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_environment import FakeEnvironment, small_config
+from torch import Tensor
+
+from gorl_robotics import checkpoint, recorder, storage
+from gorl_robotics.recorder import Recorder
+from gorl_robotics.rollout import Rollout
+from gorl_robotics.storage import Recording
+
+STEPS, WORLDS = 8, 6
+SAMPLES = STEPS * WORLDS
+STAGE_END = 10 * SAMPLES
+KEPT = 3  # rollouts that a refit is fitted to
+
+
+class Run:
+    """A stage's recorder, and the rollouts it was given."""
+
+    def __init__(self, folder: Path, enabled: bool = True, resume: Any = None) -> None:
+        self.path = folder / "rollouts" / "stage-1-rank-0.h5"
+        self.rollout = Rollout.empty(FakeEnvironment(WORLDS), STEPS)
+        config = small_config(refit__samples=KEPT * SAMPLES, storage__enabled=enabled)
+        self.recorder = Recorder(self.path, self.rollout, STAGE_END, config, {"task": "Fake"}, resume)
+
+    def add(self, *numbers: int) -> None:
+        """Adds the stage's rollouts of these numbers, counted from 1; each overwrites the one before."""
+        for number in numbers:
+            for name, value in filled(number).items():
+                getattr(self.rollout, name).copy_(value)
+            self.recorder.add(number * SAMPLES)
+
+
+def filled(number: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(number)
+    sizes = {"observation": 4, "terminal_observation": 4, "latent": 2, "action": 2}
+    tensors = {name: torch.randn(STEPS, WORLDS, size, generator=draw) for name, size in sizes.items()}
+    tensors["reward"] = torch.full((STEPS, WORLDS), float(number))
+    tensors["terminated"] = torch.rand(STEPS, WORLDS, generator=draw) < 0.1
+    return tensors
+
+
+def assert_data(data: tuple[Tensor, Tensor], *numbers: int) -> None:
+    """The data are these rollouts' observations and actions, in time's order."""
+    for got, name in zip(data, ("observation", "action"), strict=True):
+        assert torch.equal(got, torch.cat([filled(number)[name] for number in numbers]))
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
+def test_data_is_the_tail_of_the_stage(tmp_path: Path, enabled: bool) -> None:
+    run = Run(tmp_path, enabled)
+    run.add(*range(1, 11))
+    assert_data(run.recorder.data(), 8, 9, 10)
+    assert run.recorder.failure is None
+    assert run.path.exists() is enabled
+
+
+def test_the_file_holds_the_tail_and_where_it_comes_from(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.add(*range(1, 8))
+    assert not run.path.exists()
+    run.add(8, 9, 10)
+    run.recorder.close()
+    with Recording(run.path) as recording:
+        assert recording.steps == KEPT * STEPS
+        assert recording.provenance["task"] == "Fake"
+        assert recording.read(["reward"])["reward"][:, 0].tolist() == [8.0] * 8 + [9.0] * 8 + [10.0] * 8
+
+
+def test_a_stage_shorter_than_the_refit_is_recorded_whole(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.recorder = Recorder(
+        run.path, run.rollout, 2 * SAMPLES, small_config(refit__samples=KEPT * SAMPLES), {}
+    )
+    run.add(1, 2)
+    assert_data(run.recorder.data(), 1, 2)
+
+
+def interrupted(run: Run, folder: Path) -> Any:
+    """The recorder's state by way of a checkpoint, as a resumed run gets it."""
+    checkpoint.save(folder / "saved.pt", {"recorder": run.recorder.state_dict()})
+    return checkpoint.load(folder / "saved.pt")["recorder"]
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
+def test_a_resumed_stage_gives_the_same_data(tmp_path: Path, enabled: bool) -> None:
+    run = Run(tmp_path, enabled)
+    run.add(*range(1, 9))
+    saved = interrupted(run, tmp_path)
+    run.add(7)  # recorded after the checkpoint, and lost with the kill
+    run.recorder.close()
+    again = Run(tmp_path, enabled, saved)
+    again.add(9, 10)
+    assert_data(again.recorder.data(), 8, 9, 10)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
+def test_a_run_interrupted_at_the_stages_end_still_has_its_data(tmp_path: Path, enabled: bool) -> None:
+    run = Run(tmp_path, enabled)
+    run.add(*range(1, 11))
+    saved = interrupted(run, tmp_path)
+    run.recorder.close()
+    again = Run(tmp_path, enabled, saved)
+    assert_data(again.recorder.data(), 8, 9, 10)
+
+
+def test_interrupted_twice(tmp_path: Path) -> None:
+    first = Run(tmp_path)
+    first.add(*range(1, 9))
+    saved = interrupted(first, tmp_path)
+    first.recorder.close()
+    second = Run(tmp_path, resume=saved)
+    saved = interrupted(second, tmp_path)  # before anything was added
+    second.recorder.close()
+    third = Run(tmp_path, resume=saved)
+    third.add(9)
+    saved = interrupted(third, tmp_path)
+    third.recorder.close()
+    fourth = Run(tmp_path, resume=saved)
+    fourth.add(10)
+    assert_data(fourth.recorder.data(), 8, 9, 10)
+
+
+def test_what_was_recorded_after_the_checkpoint_is_replaced(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    saved = interrupted(run, tmp_path)  # before the tail began
+    run.add(8, 9)
+    run.recorder.close()
+    again = Run(tmp_path, resume=saved)
+    again.add(8, 9, 10)
+    assert_data(again.recorder.data(), 8, 9, 10)
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_that_cannot_be_created_leaves_it_to_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "RolloutWriter", full_disk)
+    run = Run(tmp_path)
+    run.add(*range(1, 11))
+    assert_data(run.recorder.data(), 8, 9, 10)
+    assert run.recorder.failure is not None
+    assert str(run.path) in run.recorder.failure
+    assert "No space left" in run.recorder.failure
+
+
+def test_a_folder_that_cannot_be_made_leaves_it_to_memory(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").write_text("in the way")
+    run = Run(tmp_path)
+    run.add(8, 9, 10)
+    assert_data(run.recorder.data(), 8, 9, 10)
+    assert run.recorder.failure is not None
+    assert (tmp_path / "rollouts").read_text() == "in the way"
+
+
+class FailingWrites:
+    """Writes the first rollouts, then the disk is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, good: int) -> None:
+        original = storage.RolloutWriter._write
+        self.left = good
+
+        def write(writer: storage.RolloutWriter, rollout: dict[str, Any]) -> None:
+            if self.left == 0:
+                full_disk()
+            self.left -= 1
+            original(writer, rollout)
+
+        monkeypatch.setattr(storage.RolloutWriter, "_write", write)
+
+
+def test_a_disk_that_fills_leaves_the_rest_to_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FailingWrites(monkeypatch, good=1)
+    run = Run(tmp_path)
+    run.add(8, 9)
+    saved = interrupted(run, tmp_path)  # waits for the writer, which fails
+    assert run.recorder.failure is not None
+    assert "No space left" in run.recorder.failure
+    run.add(10)
+    assert_data(run.recorder.data(), 10)
+    assert saved == {"rows": 0, "memory": []}
+
+
+def test_a_disk_that_fails_at_the_very_end_leaves_the_last_rollout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FailingWrites(monkeypatch, good=0)
+    run = Run(tmp_path)
+    run.add(10)
+    assert_data(run.recorder.data(), 10)
+    assert run.recorder.failure is not None
+
+
+def test_a_run_resumed_after_a_failure_keeps_what_memory_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "RolloutWriter", full_disk)
+        run = Run(tmp_path)
+        run.add(8, 9)
+        saved = interrupted(run, tmp_path)
+    again = Run(tmp_path, resume=saved)
+    again.add(10)  # the disk has room again
+    data = again.recorder.data()
+    assert sorted(data[0].flatten().tolist()) == sorted(
+        torch.cat([filled(n)["observation"] for n in (8, 9, 10)]).flatten().tolist()
+    )
+    assert again.recorder.failure is None
+
+
+def test_closing_twice_or_unopened_is_fine(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.recorder.close()
+    run.add(10)
+    run.recorder.close()
+    run.recorder.close()
+    assert_data(run.recorder.data(), 10)
