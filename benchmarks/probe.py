@@ -23,16 +23,6 @@ def phys():
 timed("collect identity", tr.collector.collect, 10, N*32)
 timed("physics, random controls", phys, 300, N)
 sim=tr.env.sim
-import mujoco_warp as mjw
-for gc in (False, True):
-    sim._model.opt.graph_conditional=gc; sim._run_step=_Replay(sim._control_step, sim)
-    timed(f"physics conditional={gc}", phys, 300, N)
-def four():
-    for _ in range(4): mjw.step(sim._model, sim._data)
-r=_Replay(four, sim); timed("4 plain steps", r, 300, N)
-r2=_Replay(sim._refresh_kinematics, sim); timed("refresh", r2, 300, N)
-sim._model.opt.graph_conditional=False; sim._run_step=_Replay(sim._control_step, sim)
-timed("collect identity, unconditional", tr.collector.collect, 10, N*32)
 timed("update", lambda: tr.learner.update(tr.collector.rollout), 5)
 d=tr.policy.decoder
 torch.nn.init.normal_(d.network[-1].weight, std=.3); torch.nn.init.normal_(d.network[0].bias)
@@ -48,3 +38,10 @@ def act_():
 def fin():
     tr.collector._t.zero_(); tr.collector._finish()
 timed("act flow", act_, 200); timed("finish", fin, 200)
+
+import gorl_robotics.flow_kernel as fk
+for rows in (16,32,64):
+    fk._ROWS=rows
+    tr.collector.recapture()
+    for _ in range(4): act_()
+    timed(f"act flow rows {rows}", act_, 200)

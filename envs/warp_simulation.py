@@ -24,28 +24,22 @@ _ACCELERATION = mujoco.mjtStage.mjSTAGE_ACC
 # Position and velocity sensors that bodies' kinematics alone determine. A model with any other (joint limits, tendons,
 # cameras, ...) gets MuJoCo's whole position and velocity stage after each control step instead.
 _KINEMATIC_SENSORS = {
-    getattr(mujoco.mjtSensor, f"mjSENS_{name}")
-    for name in [
-        "JOINTPOS",
-        "JOINTVEL",
-        "BALLQUAT",
-        "BALLANGVEL",
-        "MAGNETOMETER",
-        "GYRO",
-        "VELOCIMETER",
-        "FRAMEPOS",
-        "FRAMEQUAT",
-        "FRAMEXAXIS",
-        "FRAMEYAXIS",
-        "FRAMEZAXIS",
-        "FRAMELINVEL",
-        "FRAMEANGVEL",
-        "SUBTREECOM",
-        "SUBTREELINVEL",
-        "SUBTREEANGMOM",
-        "CLOCK",
-    ]
+    mujoco.mjtSensor.mjSENS_JOINTPOS,
+    mujoco.mjtSensor.mjSENS_JOINTVEL,
+    mujoco.mjtSensor.mjSENS_GYRO,
+    mujoco.mjtSensor.mjSENS_VELOCIMETER,
+    mujoco.mjtSensor.mjSENS_FRAMEPOS,
+    mujoco.mjtSensor.mjSENS_FRAMEQUAT,
+    mujoco.mjtSensor.mjSENS_FRAMEXAXIS,
+    mujoco.mjtSensor.mjSENS_FRAMEYAXIS,
+    mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
+    mujoco.mjtSensor.mjSENS_FRAMELINVEL,
+    mujoco.mjtSensor.mjSENS_FRAMEANGVEL,
+    mujoco.mjtSensor.mjSENS_SUBTREECOM,
+    mujoco.mjtSensor.mjSENS_SUBTREELINVEL,
+    mujoco.mjtSensor.mjSENS_SUBTREEANGMOM,
 }
+_FEW_ITERATIONS = 8
 _INTEGRATORS = {
     mjw.IntegratorType.EULER: mjw.euler,
     mjw.IntegratorType.RK4: mjw.rungekutta4,
@@ -83,7 +77,10 @@ class WarpSimulation(Simulation):
         self._stream_device = device
         with self._on_stream():
             self._model = mjw.put_model(model)
-            self._model.opt.warn_overflow = 0  # the bits are read in check(); printing from the kernel floods
+            # A conditional graph asks after every solver iteration whether any world needs another one, which costs more
+            # than a few iterations do.
+            self._model.opt.graph_conditional = model.opt.iterations > _FEW_ITERATIONS
+            self._model.opt.warn_overflow = 0  # read in check(); printing from kernels floods
             self._data = mjw.make_data(model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
             names = dict.fromkeys((*STATE_FIELDS, *fields))
             tensors = {name: wp.to_torch(getattr(self._data, name)) for name in names}

@@ -55,7 +55,9 @@ class Ppo:
 class Stages:
     """The slow time scale: how training is divided, with a refit of the decoder between stages."""
 
-    fractions: list[float] = _setting([0.4, 0.3, 0.3], "share of total_steps of each stage; they sum to 1")
+    fractions: list[float] = _setting(
+        [0.15, 0.15, 0.15, 0.15, 0.2, 0.2], "share of total_steps of each stage; they sum to 1"
+    )
     first_std: float = _setting(1.0, "standard deviation of z at the very beginning", low=0.01, high=10)
     first_regularisation: float = _setting(5e-4, "weight of mean(μ²)+mean(σ²) in the first stage", low=0)
     later_regularisation: float = _setting(1e-3, "the same in later stages", low=0)
@@ -112,6 +114,7 @@ CPU_DEFAULTS: dict[str, Any] = {
     "total_steps": 3_000_000,
     "networks.critic": [128, 128, 128],
     "ppo.epochs": 4,
+    "stages.fractions": [0.4, 0.3, 0.3],
     "refit.samples": 250_000,
     "refit.updates": 400,
     "refit.batch": 2048,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ _OPSET = 18
 
 
 class ExportError(InputError):
-    """The exported files do not do what torch does; nothing was written."""
+    """A function cannot be exported, or its file does not compute what torch does; no export was written."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,27 @@ class Graph:
 
 
 def write(path: Path, graph: Graph, metadata: str | None = None) -> dict[str, np.ndarray]:
-    """Writes one ONNX file with a free batch size; returns what torch computes from the examples."""
+    """Writes one ONNX file with a free batch size; returns what torch computes from the examples.
+
+    Raises:
+        ExportError: torch cannot trace the function.
+    """
     module, inputs = graph.module.eval(), tuple(graph.examples.values())
     batch = torch.export.Dim("batch")
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            inputs,
-            dynamo=True,
-            opset_version=_OPSET,
-            input_names=list(graph.examples),
-            output_names=list(graph.outputs),
-            dynamic_shapes=(tuple({0: batch} for _ in inputs),),  # one entry for forward's one parameter
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                opset_version=_OPSET,
+                input_names=list(graph.examples),
+                output_names=list(graph.outputs),
+                dynamic_shapes=(tuple({0: batch} for _ in inputs),),  # one entry for forward's one parameter
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise _untraceable(path.name, error.__cause__ or error) from error
         results = module(*inputs)
     assert program is not None
     model = program.model_proto
@@ -59,6 +67,17 @@ def write(path: Path, graph: Graph, metadata: str | None = None) -> dict[str, np
     onnx.save(model, path)
     results = results if isinstance(results, tuple) else (results,)
     return {name: value.numpy() for name, value in zip(graph.outputs, results, strict=True)}
+
+
+def _untraceable(file: str, cause: BaseException) -> ExportError:
+    """Names the line of the user's own code at which torch gave up."""
+    own = [frame for frame in traceback.extract_tb(cause.__traceback__) if "site-packages" not in frame.filename]
+    where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+    return ExportError(
+        f"{file}: torch cannot trace{where} ({reason}); use masks instead of .item(), of `if` on tensors and of "
+        "shapes that depend on data"
+    )
 
 
 def _tidy(graph: onnx.GraphProto) -> None:

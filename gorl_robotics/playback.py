@@ -116,10 +116,10 @@ def _text(result: dict[str, Any]) -> str:
         f"10th percentile {result['return_p10']:.1f}   min {result['return_min']:.1f}",
     ]
     if "paired_episodes" in result:
+        difference = round(result["difference_mean"], 2) + 0.0  # no minus before a zero
         lines.append(
             f"training  mean {result['training_return_mean']:.1f} from {result['paired_episodes']} of these starts; "
-            f"training - playback {result['difference_mean']:.2f} ± {result['difference_standard_error']:.2f} "
-            "(standard error)"
+            f"training - playback {difference:.2f} ± {result['difference_standard_error']:.2f} (standard error)"
         )
     return "\n".join(lines)
 

@@ -145,7 +145,7 @@ class Player:
         policy = self._exported.policy
         if self._stochastic:
             policy = self._exported.stochastic
-            named["noise"] = self._random.standard_normal(self.control.shape, np.float32)
+            named["noise"] = self._random.standard_normal((self.episodes, len(self._scale)), np.float32)
         self.control = policy(named)["actions"]
         self.action = ((self.control - self._offset) / self._scale).clip(-1.0, 1.0).astype(np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -94,6 +95,7 @@ class Learner:
         )
         self.regularisation = torch.tensor(config.stages.first_regularisation, device=device)
         self._allocate(samples, device)
+        self._side = torch.cuda.Stream() if cuda else None
         self._minibatch_update = captured(self._update_minibatch, device)
 
     @property
@@ -179,6 +181,14 @@ class Learner:
     def _update_minibatch(self) -> None:
         rows = self._order.index_select(0, self._index).squeeze(0)
         self._index.add_(1)
+        # Policy and critic share nothing: the policy's many small kernels run beside the critic's few large ones.
+        with self._beside():
+            sums = self._improve_policy(rows)
+        value_loss = self._improve_critic(rows)
+        self._join()
+        self._sums.add_(torch.cat([sums, value_loss.unsqueeze(0)]))
+
+    def _improve_policy(self, rows: Tensor) -> Tensor:
         mean, std = self.policy.latent(self._observation[rows])
         terms = policy_loss(
             mean,
@@ -190,15 +200,26 @@ class Learner:
             self.config.entropy,
             self.regularisation,
         )
+        self._descend(terms.loss, self.policy.latent, self.policy_optimizer)
+        self._adapt_rate(terms.kl)
+        return torch.stack([terms.loss.detach(), terms.kl, terms.clipped, terms.entropy, std.detach().mean()])
+
+    def _improve_critic(self, rows: Tensor) -> Tensor:
         error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
         value_loss = (error**2).mean()
-        self._descend(terms.loss, self.policy.latent, self.policy_optimizer)
         self._descend(0.5 * value_loss, self.critic, self.critic_optimizer)
-        self._adapt_rate(terms.kl)
-        spread = std.detach().mean()
-        self._sums.add_(
-            torch.stack([terms.loss.detach(), value_loss.detach(), terms.kl, terms.clipped, terms.entropy, spread])
-        )
+        return value_loss.detach()
+
+    def _beside(self) -> AbstractContextManager[object]:
+        """What is launched inside runs beside what follows, until `_join`; on the CPU one after the other."""
+        if self._side is None:
+            return nullcontext()
+        self._side.wait_stream(torch.cuda.current_stream())
+        return torch.cuda.stream(self._side)
+
+    def _join(self) -> None:
+        if self._side is not None:
+            torch.cuda.current_stream().wait_stream(self._side)
 
     def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -226,4 +247,4 @@ class Learner:
         self._sums = zeros(len(METRICS))
 
 
-METRICS = ("loss/policy", "loss/value", "policy/kl", "policy/clipped", "policy/entropy", "policy/std")
+METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/entropy", "policy/std", "loss/value")

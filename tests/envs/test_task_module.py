@@ -54,13 +54,12 @@ def test_it_equals_the_environment(task: Task) -> None:
         given = {**fields, **before, "action": action, **random}
         values = module(*(given[name].to(seen[name].dtype) for name in module.input_names))
         out = dict(zip(module.output_names, values, strict=True))
-        close = {"atol": 1e-5, "rtol": 1e-5}
-        torch.testing.assert_close(out["observation"], step.terminal_observation, **close)
-        torch.testing.assert_close(out["reward"], step.reward, **close)
+        torch.testing.assert_close(out["observation"], step.terminal_observation, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out["reward"], step.reward, atol=1e-5, rtol=1e-5)
         assert torch.equal(out["terminated"], step.terminated)
         going = ~step.terminated
         for name, value in env.state.items():
-            torch.testing.assert_close(out[f"next_state.{name}"][going], value[going].float(), **close)
+            torch.testing.assert_close(out[f"next_state.{name}"][going], value[going].float(), atol=1e-5, rtol=1e-5)
 
 
 def test_names_are_those_of_fields_state_and_draws() -> None:

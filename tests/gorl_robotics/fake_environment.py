@@ -54,9 +54,7 @@ class FakeEnvironment:
         self._starts, self._x, self._action = self._zeros(2), self._zeros(2), self._zeros(2)
         self._age, self._episode, self.last_return = self._zeros(), self._zeros(), self._zeros()
         flags = (torch.zeros(self.num_worlds, dtype=torch.bool, device=self.device) for _ in range(2))
-        self.buffers = Buffers(
-            *(self._zeros(size) for size in (4, 5, 4, 5)), self._zeros(), next(flags), next(flags)
-        )
+        self.buffers = Buffers(*(self._zeros(size) for size in (4, 5, 4, 5)), self._zeros(), next(flags), next(flags))
         self.draw_starts()
         self.restart()
 

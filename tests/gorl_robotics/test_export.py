@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from exporting import Chaser, export_to, random_policy
+from torch import Tensor, nn
 
 import tasks
 from envs.vector_env import VectorEnv
@@ -122,6 +123,19 @@ def test_an_export_that_differs_from_torch_is_not_written(
     with pytest.raises(ExportError, match=r"policy\.onnx: 'actions'.*differs"):
         export_to(folder, env, policy)
     assert [path.name for path in tmp_path.rglob("*")] == ["export", "old"]
+
+
+def test_a_task_that_cannot_be_traced_is_told_with_its_line(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            (x,) = inputs
+            return x + 1 if x.sum() > 0 else x
+
+    graph = onnx_graph.Graph(Branching(), {"x": torch.ones(3, 2)}, ("y",))
+    with pytest.raises(ExportError, match=r"task\.onnx: torch cannot trace at .*test_export\.py:\d+ ") as told:
+        onnx_graph.write(tmp_path / "task.onnx", graph)
+    assert "\n" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_old_export_is_replaced_as_a_whole(tmp_path: Path) -> None:

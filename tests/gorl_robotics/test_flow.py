@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from gorl_robotics.flow import FlowDecoder
@@ -78,3 +79,23 @@ def test_the_path_runs_from_noise_at_1_to_the_action_at_0() -> None:
     for t in (0.0, 0.4, 1.0):
         pair = (torch.zeros(1, 1), torch.tensor([[action]]), torch.tensor([[t]]), z)
         assert made.loss(*pair).item() < 1e-12
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("rows", "size", "hidden"),
+    [(1000, 1, [32, 32]), (33, 17, [64] * 4), (4096, 6, [64] * 4), (1, 2, [16, 16]), (50, 3, [20, 48])],
+)
+def test_decoding_on_cuda_equals_the_cpus(rows: int, size: int, hidden: list[int]) -> None:
+    # The last case has widths that the fused kernel does not take.
+    torch.manual_seed(0)
+    made = FlowDecoder(5, size, hidden, 10)
+    for parameter in made.network[-1].parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    made.normaliser.update(5 + 2 * torch.randn(100, 5))
+    observation, z = 5 + 2 * torch.randn(rows, 5), torch.randn(rows, size)
+    with torch.no_grad():
+        expected = made(observation, z)
+        on_gpu = made.cuda()(observation.cuda(), z.cuda()).cpu()
+    assert (expected - z).abs().mean() > 0.1
+    torch.testing.assert_close(on_gpu, expected, rtol=1e-4, atol=1e-4)

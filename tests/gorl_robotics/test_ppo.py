@@ -81,9 +81,7 @@ def test_policy_loss_equals_a_slow_reference() -> None:
         clipped += abs(ratio - 1) > clip
     pull = sum(float((batch[name] ** 2).sum()) / 6 for name in ("mean", "std"))
     expected = -surrogate - entropy_weight * entropy + regularisation * pull
-    terms = policy_loss(
-        **batch, clip=clip, entropy_weight=entropy_weight, regularisation=torch.tensor(regularisation)
-    )
+    terms = policy_loss(**batch, clip=clip, entropy_weight=entropy_weight, regularisation=torch.tensor(regularisation))
     assert float(terms.loss) == pytest.approx(expected, rel=1e-5)
     assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
     assert float(terms.entropy) == pytest.approx(entropy, rel=1e-5)

@@ -77,9 +77,7 @@ def test_the_file_holds_the_tail_and_where_it_comes_from(tmp_path: Path) -> None
 
 def test_a_stage_shorter_than_the_refit_is_recorded_whole(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.recorder = Recorder(
-        run.path, run.rollout, 2 * SAMPLES, small_config(refit__samples=KEPT * SAMPLES), {}
-    )
+    run.recorder = Recorder(run.path, run.rollout, 2 * SAMPLES, small_config(refit__samples=KEPT * SAMPLES), {})
     run.add(1, 2)
     assert_data(run.recorder.data(), 1, 2)
 
@@ -143,9 +141,7 @@ def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_file_that_cannot_be_created_leaves_it_to_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_created_leaves_it_to_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "RolloutWriter", full_disk)
     run = Run(tmp_path)
     run.add(*range(1, 11))
@@ -202,9 +198,7 @@ def test_a_disk_that_fails_at_the_very_end_leaves_the_last_rollout(
     assert run.recorder.failure is not None
 
 
-def test_a_run_resumed_after_a_failure_keeps_what_memory_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_resumed_after_a_failure_keeps_what_memory_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(recorder, "RolloutWriter", full_disk)
         run = Run(tmp_path)

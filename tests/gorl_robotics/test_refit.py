@@ -207,22 +207,22 @@ def bimodal(worlds: int, share: Tensor) -> tuple[Tensor, Tensor]:
 def assert_bimodal(fitted: FlowDecoder, share: Tensor) -> None:
     z = torch.randn(4000, 1, generator=torch.Generator().manual_seed(3))
     for side, observation in enumerate((-3.0, 3.0)):
-        seen = torch.full((4000, 1), observation, device=fitted.times.device)
+        seen = torch.full((4000, 1), observation, device=fitted.normaliser.shift.device)
         with torch.no_grad():
             action = fitted(seen, z.to(seen)).cpu()
         assert (action > 0).float().mean().item() == pytest.approx(float(share[side]), abs=0.06)
-        assert (action.abs() < 0.5).float().mean().item() < 0.08  # hardly anything between the modes
+        assert (action.abs() < 0.5).float().mean().item() < 0.06  # hardly anything between the modes
         for mode in (action[action > 0], -action[action < 0]):
-            assert mode.mean().item() == pytest.approx(1.0, abs=0.1)
+            assert mode.mean().item() == pytest.approx(1.0, abs=0.12)
             assert mode.std().item() < 0.25
 
 
 def test_samples_the_conditional_distribution_it_was_fitted_to() -> None:
     share = torch.tensor([0.25, 0.7])
-    fitted = decoder(1, hidden=32)
-    result = fit(fitted, bimodal(50, share), settings(updates=400, batch=512, rate=5e-3))
+    fitted = decoder(1, hidden=64)
+    result = fit(fitted, bimodal(50, share), settings(updates=400, batch=512, rate=0.01))
     assert_bimodal(fitted, share)
-    assert result.validation_loss < 0.9 * result.samples  # finite and reported
+    assert 0 < result.validation_loss < 1.1  # predicting the mean velocity alone gives about 1.85
     assert result.best_update > 200
 
 
@@ -230,8 +230,8 @@ def test_samples_the_conditional_distribution_it_was_fitted_to() -> None:
 def test_on_cuda_too() -> None:
     share = torch.tensor([0.25, 0.7])
     with torch.cuda.stream(torch.cuda.Stream()):
-        fitted = decoder(1, hidden=32).cuda()
-        config = settings(updates=400, batch=512, rate=5e-3)
+        fitted = decoder(1, hidden=64).cuda()
+        config = settings(updates=400, batch=512, rate=0.01)
         for _ in range(2):  # a second refit captures a step of its own
             observation, action = (x.cuda() for x in bimodal(50, share))
             result = refit(fitted, observation, action, config, torch.Generator("cuda").manual_seed(0))
