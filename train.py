@@ -41,7 +41,6 @@ from gorl_robotics.rollout import Collector
 from gorl_robotics.signals import on_stop
 
 EVALUATION_SEED = 1_000_003  # apart from any training seed's starts
-LATER_STD = 1.0  # of the latent policy after a refit: the decoder was fitted from N(0, I)
 
 
 class Trainer:
@@ -138,7 +137,7 @@ class Trainer:
             self.policy.generative = True
             self.collector.recapture()
             self.evaluator.recapture()
-        self.learner.restart_policy(LATER_STD, self.config.stages.later_regularisation)
+        self.learner.restart_policy()
 
     def _evaluate(self, when: str) -> None:
         """A frozen evaluation, written as a row of its own."""

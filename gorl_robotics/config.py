@@ -46,7 +46,7 @@ class Ppo:
     clip: float = _setting(0.2, "PPO's clip range of the probability ratio", low=0)
     discount: float = _setting(0.995, "γ of discounted returns", low=0, high=1)
     gae_lambda: float = _setting(0.95, "λ of generalised advantages", low=0, high=1)
-    entropy: float = _setting(0.005, "weight of the latent policy's entropy", low=0)
+    prior: float = _setting(0.005, "weight of KL(π(z|s) ‖ N(0, I)), which keeps z where the decoder knows it", low=0)
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = _setting(0.1, "rewards are multiplied by this before learning", low=0)
 
@@ -58,9 +58,6 @@ class Stages:
     fractions: list[float] = _setting(
         [0.15, 0.15, 0.15, 0.15, 0.2, 0.2], "share of total_steps of each stage; they sum to 1"
     )
-    first_std: float = _setting(1.0, "standard deviation of z at the very beginning", low=0.01, high=10)
-    first_regularisation: float = _setting(5e-4, "weight of mean(μ²)+mean(σ²) in the first stage", low=0)
-    later_regularisation: float = _setting(1e-3, "the same in later stages", low=0)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-_ROWS = 32  # rows of a program: 4,096 worlds are then about one program for each of a large GPU's processors
+_ROWS = 16  # rows of a program; more are slower: 4,096 worlds then leave processors without work
 
 
 @triton.jit

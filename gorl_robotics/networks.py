@@ -13,6 +13,7 @@ from torch.nn import functional as F
 # Normalised observations are clipped here: a contact force may be a hundred standard deviations out.
 OBSERVATION_CLIP = 10.0
 _MIN_STD = 1e-3
+_UNIT_STD = math.log(math.expm1(1 - _MIN_STD))  # what a softplus turns into a standard deviation of 1
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -76,31 +77,27 @@ class Normaliser(nn.Module):
 class LatentPolicy(nn.Module):
     """A diagonal Gaussian over the latent z given a normalised observation.
 
-    The standard deviation depends on the observation through a softplus, offset so that zero weights in the last
-    layer give the one that `restart` was asked for.
+    The standard deviation depends on the observation through a softplus, offset so that it is 1 where the last layer
+    gives zero.
     """
-
-    offset: Tensor
 
     def __init__(self, observation_size: int, latent_size: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.network = mlp(observation_size, hidden, 2 * latent_size)
-        self.register_buffer("offset", torch.zeros(()))
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z, each (..., latent_size)."""
         mean, spread = self.network(observation).chunk(2, dim=-1)
-        return mean, F.softplus(spread + self.offset) + _MIN_STD
+        return mean, F.softplus(spread + _UNIT_STD) + _MIN_STD
 
     @torch.no_grad()
-    def restart(self, std: float) -> None:
-        """New hidden weights; z ~ N(0, std²) for every observation. In place: captured graphs stay valid."""
+    def restart(self) -> None:
+        """New hidden weights; z ~ N(0, I) for every observation. In place: captured graphs stay valid."""
         layers = [m for m in self.network if isinstance(m, nn.Linear)]
         for layer in layers:
             nn.init.orthogonal_(layer.weight, math.sqrt(2))
             nn.init.zeros_(layer.bias)
         layers[-1].weight.zero_()
-        self.offset.fill_(math.log(math.expm1(std - _MIN_STD)))
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -108,6 +105,6 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (-0.5 * ((z - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
 
 
-def gaussian_entropy(std: Tensor) -> Tensor:
-    """Entropy of a diagonal Gaussian, summed over the last axis."""
-    return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)
+def kl_to_prior(mean: Tensor, std: Tensor) -> Tensor:
+    """KL(N(mean, std²) ‖ N(0, I)) of a diagonal Gaussian, summed over the last axis."""
+    return (0.5 * (mean**2 + std**2 - 1) - std.log()).sum(dim=-1)

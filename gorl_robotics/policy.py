@@ -45,10 +45,10 @@ class GorlPolicy(nn.Module):
 
     @staticmethod
     def from_config(config: Config, observation_size: int, action_size: int) -> GorlPolicy:
-        """A new policy of the configured sizes, z ~ N(0, first_std²)."""
+        """A new policy of the configured sizes, z ~ N(0, I)."""
         networks = config.networks
         policy = GorlPolicy(observation_size, action_size, networks.policy, networks.decoder, networks.flow_steps)
-        policy.latent.restart(config.stages.first_std)
+        policy.latent.restart()
         return policy
 
     @torch.no_grad()

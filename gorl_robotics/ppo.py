@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gorl_robotics.advantages import advantages
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
-from gorl_robotics.networks import Normaliser, gaussian_entropy, gaussian_log_prob, mlp
+from gorl_robotics.networks import Normaliser, gaussian_log_prob, kl_to_prior, mlp
 from gorl_robotics.policy import GorlPolicy
 from gorl_robotics.rollout import Rollout
 
@@ -25,7 +25,7 @@ class PolicyLoss(NamedTuple):
     loss: Tensor
     kl: Tensor
     clipped: Tensor
-    entropy: Tensor
+    prior: Tensor
 
 
 def policy_loss(
@@ -35,10 +35,12 @@ def policy_loss(
     old_log_prob: Tensor,
     advantage: Tensor,
     clip: float,
-    entropy_weight: float,
-    regularisation: Tensor,
+    prior_weight: float,
 ) -> PolicyLoss:
-    """Clipped surrogate, minus an entropy bonus, plus a pull of μ and σ towards zero.
+    """Clipped surrogate, and a pull towards the prior N(0, I) that the decoder was fitted from.
+
+    The KL is an entropy bonus and a leash in one. An entropy bonus alone lets σ grow without bound where nothing else
+    holds it, tanh then saturates, and a robot that never got up can no longer explore how.
 
     Args:
         mean: (B, a) of the present policy.
@@ -47,19 +49,17 @@ def policy_loss(
         old_log_prob: (B,) of it when it was sampled.
         advantage: (B,), normalised.
         clip: range of the probability ratio.
-        entropy_weight: of the Gaussian's entropy.
-        regularisation: weight of mean(μ²) + mean(σ²), a scalar tensor.
+        prior_weight: of KL(N(μ, σ²) ‖ N(0, I)).
     """
     log_ratio = gaussian_log_prob(latent, mean, std) - old_log_prob
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
-    entropy = gaussian_entropy(std).mean()
-    pull = (mean**2).mean() + (std**2).mean()
-    loss = -surrogate - entropy_weight * entropy + regularisation * pull
+    prior = kl_to_prior(mean, std).mean()
+    loss = -surrogate + prior_weight * prior
     # Schulman's low-variance estimator of KL(old, new), never negative.
     kl = (ratio - 1 - log_ratio).detach().mean()
     clipped = ((ratio.detach() - 1).abs() > clip).float().mean()
-    return PolicyLoss(loss, kl, clipped, entropy.detach())
+    return PolicyLoss(loss, kl, clipped, prior.detach())
 
 
 class Learner:
@@ -93,7 +93,6 @@ class Learner:
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.ppo.learning_rate, capturable=cuda, fused=True
         )
-        self.regularisation = torch.tensor(config.stages.first_regularisation, device=device)
         self._allocate(samples, device)
         self._side = torch.cuda.Stream() if cuda else None
         self._minibatch_update = captured(self._update_minibatch, device)
@@ -122,14 +121,13 @@ class Learner:
         """Means over the last update's minibatches, named by METRICS; still on the device."""
         return self._sums / (self.config.epochs * self.config.minibatches)
 
-    def restart_policy(self, std: float, regularisation: float) -> None:
-        """The latent policy back to N(0, std²) with fresh optimiser state; critic and statistics are kept."""
-        self.policy.latent.restart(std)
+    def restart_policy(self) -> None:
+        """The latent policy back to N(0, I) with fresh optimiser state; critic and statistics are kept."""
+        self.policy.latent.restart()
         for state in self.policy_optimizer.state.values():
             for value in state.values():
                 value.zero_()
         self.policy_rate.fill_(self.config.learning_rate)
-        self.regularisation.fill_(regularisation)
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the policy's own weights."""
@@ -138,7 +136,6 @@ class Learner:
             "critic_normaliser": self.critic_normaliser.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
-            "regularisation": self.regularisation,
         }
 
     def load_state_dict(self, saved: dict[str, object]) -> None:
@@ -153,7 +150,6 @@ class Learner:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved[name]["state"], "param_groups": groups})  # type: ignore[index]
         self.policy_optimizer.param_groups[0]["lr"] = rate  # torch copied it: captured updates know this one
-        self.regularisation.copy_(saved["regularisation"])  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _load(self, rollout: Rollout) -> None:
@@ -197,12 +193,11 @@ class Learner:
             self._log_prob[rows],
             self._advantage[rows],
             self.config.clip,
-            self.config.entropy,
-            self.regularisation,
+            self.config.prior,
         )
         self._descend(terms.loss, self.policy.latent, self.policy_optimizer)
         self._adapt_rate(terms.kl)
-        return torch.stack([terms.loss.detach(), terms.kl, terms.clipped, terms.entropy, std.detach().mean()])
+        return torch.stack([terms.loss.detach(), terms.kl, terms.clipped, terms.prior, std.detach().mean()])
 
     def _improve_critic(self, rows: Tensor) -> Tensor:
         error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
@@ -247,4 +242,4 @@ class Learner:
         self._sums = zeros(len(METRICS))
 
 
-METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/entropy", "policy/std", "loss/value")
+METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/prior", "policy/std", "loss/value")

@@ -85,7 +85,7 @@ class Chaser(Task):
 def random_policy(env: VectorEnv, *, generative: bool = True, noise: float = 0.1) -> GorlPolicy:
     """A policy whose every weight was moved, with statistics of a few random steps of `env`."""
     torch.manual_seed(0)
-    policy = GorlPolicy(env.observation_size, env.action_size, [32, 32], [32, 32], 5)
+    policy = GorlPolicy(env.observation_size, env.action_size, [32, 32], [32], 2)
     policy.latent.restart(0.5)
     policy.generative = generative
     for weight in policy.parameters():

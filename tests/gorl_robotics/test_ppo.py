@@ -142,8 +142,15 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
     return {"policy": weights(policy.latent), "critic": weights(critic), "rate": rate}
 
 
-def test_an_update_equals_plain_torch() -> None:
-    config = small_config(ppo__epochs=3, ppo__learning_rate=0.02, ppo__target_kl=0.01, ppo__reward_scale=0.3)
+@pytest.mark.parametrize("norm", [0.8, 1.8], ids=["clips some of the policy's", "clips some of the critic's"])
+def test_an_update_equals_plain_torch(norm: float) -> None:
+    config = small_config(
+        ppo__epochs=3,
+        ppo__learning_rate=0.02,
+        ppo__target_kl=0.01,
+        ppo__reward_scale=0.3,
+        ppo__max_grad_norm=norm,
+    )
     setup = Setup(config, lifetimes=[2, 3, 4, 5, 99, 99, 99, 99])
     with torch.no_grad():  # a policy that depends on what it sees, but has not been optimised yet
         setup.policy.latent.network[-1].weight.normal_(0, 0.3, generator=setup.generator)
@@ -310,7 +317,7 @@ def on_gpu_from(setup: Setup) -> Setup:
     return other
 
 
-def same_shuffles(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def same_shuffles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minibatches in the CPU's order on both devices, whose generators differ."""
     original, draw = torch.randperm, torch.Generator().manual_seed(11)
 
@@ -330,7 +337,7 @@ def test_a_captured_update_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch)
     with side_stream():
         other = on_gpu_from(setup)
         for each in (setup, other):
-            same_shuffles(each, monkeypatch)
+            same_shuffles(monkeypatch)
             for rollout in rollouts:
                 each.learner.update(copied(rollout, each.env.device.type))
             monkeypatch.undo()
