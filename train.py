@@ -60,9 +60,16 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         task = tasks.make(config.task)
-        seed, threads = config.seed, config.threads
-        self.env = VectorEnv(task, config.num_envs, device=device, seed=seed, monitors=config.monitors, threads=threads)
-        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
+        self.env = VectorEnv(
+            task,
+            config.num_envs,
+            device=device,
+            seed=config.seed,
+            monitors=config.monitors,
+            cut_rate=config.ppo.cut_rate,
+            threads=config.threads,
+        )
+        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=config.threads)
         self.policy = GorlPolicy.from_config(config, self.env.observation_size, self.env.action_size).to(device)
         steps = config.ppo.rollout_steps
         self.learner = Learner(
@@ -73,7 +80,7 @@ class Trainer:
             device,
             self.generator,
         )
-        self.collector = Collector(self.env, self.policy, steps, self.generator)
+        self.collector = Collector(self.env, self.policy, steps, config.ppo.noise_correlation, self.generator)
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.steps = self.iteration = self.stage = 0
         self.elapsed, self._since = 0.0, time.monotonic()
@@ -205,6 +212,7 @@ class Trainer:
             "generative": self.policy.generative,
             "learner": self.learner.state_dict(),
             "environment": self.env.state_dict(),
+            "collector": self.collector.state_dict(),
             "generators": {"learner": self.generator.get_state(), "torch": torch.get_rng_state()},
             "recorder": recorder.state_dict() if recorder else None,
             "observations": self.collector.rollout.observation[-1, :256].clone(),
@@ -222,6 +230,7 @@ class Trainer:
         self.learner.load_state_dict(saved["learner"])
         if saved["device"] == self.env.device.type:
             self.env.load_state_dict(saved["environment"])
+            self.collector.load_state_dict(saved["collector"])
             self.generator.set_state(saved["generators"]["learner"])
         torch.set_rng_state(saved["generators"]["torch"])
         return saved["recorder"]

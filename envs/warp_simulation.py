@@ -77,8 +77,8 @@ class WarpSimulation(Simulation):
         self._stream_device = device
         with self._on_stream():
             self._model = mjw.put_model(model)
-            # A conditional graph asks after every solver iteration whether any world needs another one, which costs more
-            # than a few iterations do.
+            # A conditional graph asks after each solver iteration whether any world needs another one: dearer than a
+            # few iterations are.
             self._model.opt.graph_conditional = model.opt.iterations > _FEW_ITERATIONS
             self._model.opt.warn_overflow = 0  # read in check(); printing from kernels floods
             self._data = mjw.make_data(model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)

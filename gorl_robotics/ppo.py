@@ -226,7 +226,7 @@ class Learner:
         """Divides the policy's rate by 1.5 where the step was too long, multiplies it where it was too short."""
         rate, target = self.policy_rate, self.config.target_kl
         factor = torch.where(kl > 2 * target, 1 / _RATE_CHANGE, torch.where(kl < target / 2, _RATE_CHANGE, 1.0))
-        rate.mul_(factor).clamp_(_LOWEST_RATE, self.config.learning_rate)
+        rate.mul_(factor).clamp_(_LOWEST_RATE, self.config.max_learning_rate)
 
     def _allocate(self, samples: int, device: torch.device) -> None:
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
