@@ -60,16 +60,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         task = tasks.make(config.task)
-        self.env = VectorEnv(
-            task,
-            config.num_envs,
-            device=device,
-            seed=config.seed,
-            monitors=config.monitors,
-            cut_rate=config.ppo.cut_rate,
-            threads=config.threads,
-        )
-        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=config.threads)
+        seed, threads = config.seed, config.threads
+        self.env = VectorEnv(task, config.num_envs, device=device, seed=seed, monitors=config.monitors, threads=threads)
+        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
         self.policy = GorlPolicy.from_config(config, self.env.observation_size, self.env.action_size).to(device)
         steps = config.ppo.rollout_steps
         self.learner = Learner(
@@ -80,7 +73,7 @@ class Trainer:
             device,
             self.generator,
         )
-        self.collector = Collector(self.env, self.policy, steps, config.ppo.noise_correlation, self.generator)
+        self.collector = Collector(self.env, self.policy, steps, self.generator)
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.steps = self.iteration = self.stage = 0
         self.elapsed, self._since = 0.0, time.monotonic()
@@ -144,7 +137,7 @@ class Trainer:
             self.policy.generative = True
             self.collector.recapture()
             self.evaluator.recapture()
-        self.learner.restart_policy()
+        self.learner.restart_policy(self.config.stages.later_regularisation)
 
     def _evaluate(self, when: str) -> None:
         """A frozen evaluation, written as a row of its own."""
@@ -212,7 +205,6 @@ class Trainer:
             "generative": self.policy.generative,
             "learner": self.learner.state_dict(),
             "environment": self.env.state_dict(),
-            "collector": self.collector.state_dict(),
             "generators": {"learner": self.generator.get_state(), "torch": torch.get_rng_state()},
             "recorder": recorder.state_dict() if recorder else None,
             "observations": self.collector.rollout.observation[-1, :256].clone(),
@@ -230,7 +222,6 @@ class Trainer:
         self.learner.load_state_dict(saved["learner"])
         if saved["device"] == self.env.device.type:
             self.env.load_state_dict(saved["environment"])
-            self.collector.load_state_dict(saved["collector"])
             self.generator.set_state(saved["generators"]["learner"])
         torch.set_rng_state(saved["generators"]["torch"])
         return saved["recorder"]

@@ -39,17 +39,14 @@ class Ppo:
     """The fast time scale: PPO on the latent policy."""
 
     rollout_steps: int = _setting(32, "control steps of every world in a rollout", low=1)
-    noise_correlation: float = _setting(0.5, "of the latent noise from one control step to the next", low=0, high=0.99)
-    cut_rate: float = _setting(0.003, "probability per step that a learning world starts anew", low=0, high=1)
-    epochs: int = _setting(4, "passes over each rollout", low=1)
+    epochs: int = _setting(5, "passes over each rollout", low=1)
     minibatches: int = _setting(4, "minibatches a pass is cut into", low=1)
-    learning_rate: float = _setting(1e-3, "of the critic, and of the policy at the beginning of a stage", low=0)
-    max_learning_rate: float = _setting(3e-3, "most that the policy's rate is raised to on small KL", low=0)
-    target_kl: float = _setting(0.01, "KL of an update that the policy's learning rate aims at", low=0)
+    learning_rate: float = _setting(1e-3, "of critic and policy; the policy's is lowered on large KL", low=0)
+    target_kl: float = _setting(0.01, "KL per minibatch that the policy's learning rate aims at", low=0)
     clip: float = _setting(0.2, "PPO's clip range of the probability ratio", low=0)
     discount: float = _setting(0.995, "γ of discounted returns", low=0, high=1)
     gae_lambda: float = _setting(0.95, "λ of generalised advantages", low=0, high=1)
-    prior: float = _setting(0.002, "weight of KL(π(z|s) ‖ N(0, I)), which keeps z where the decoder knows it", low=0)
+    entropy: float = _setting(0.005, "weight of the latent policy's entropy", low=0)
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = _setting(0.1, "rewards are multiplied by this before learning", low=0)
 
@@ -59,8 +56,10 @@ class Stages:
     """The slow time scale: how training is divided, with a refit of the decoder between stages."""
 
     fractions: list[float] = _setting(
-        [0.15, 0.2, 0.25, 0.4], "share of total_steps of each stage; they sum to 1"
+        [0.15, 0.15, 0.15, 0.15, 0.2, 0.2], "share of total_steps of each stage; they sum to 1"
     )
+    first_regularisation: float = _setting(5e-4, "weight of mean(μ²)+mean(σ²) in the first stage", low=0)
+    later_regularisation: float = _setting(1e-3, "the same in later stages", low=0)
 
 
 @dataclass
@@ -68,7 +67,7 @@ class Refit:
     """Fitting the decoder to recent rollouts."""
 
     samples: int = _setting(4_000_000, "most recent samples of a stage that it is fitted to", low=1)
-    updates: int = _setting(2000, "gradient steps", low=1)
+    updates: int = _setting(3000, "gradient steps", low=1)
     batch: int = _setting(8192, "samples in a gradient step", low=1)
     draws: int = _setting(8, "noise and time draws for each sample", low=1)
     learning_rate: float = _setting(1e-3, "at the start; it falls to zero along a cosine", low=0)
@@ -113,6 +112,8 @@ CPU_DEFAULTS: dict[str, Any] = {
     "monitors": 16,
     "total_steps": 3_000_000,
     "networks.critic": [128, 128, 128],
+    "ppo.epochs": 4,
+    "ppo.minibatches": 16,
     "stages.fractions": [0.4, 0.3, 0.3],
     "refit.samples": 250_000,
     "refit.updates": 400,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-_ROWS = 16  # rows of a program; more are slower: 4,096 worlds then leave processors without work
+_ROWS = 32  # rows of a program: 4,096 worlds are then about one program for each of a large GPU's processors
 
 
 @triton.jit
@@ -47,19 +47,19 @@ def _decode(  # type: ignore[no-untyped-def]
     x = tl.load(z + row[:, None] * size + axis[None, :], mask=here & real[None, :], other=0.0)
     for step in range(steps):
         time = tl.load(clock + step * width + unit)
-        h = _silu(seen + time[None, :] + tl.dot(x, w_first, input_precision="tf32x3"))
+        h = _silu(seen + time[None, :] + tl.dot(x, w_first, input_precision="ieee"))
         for layer in tl.static_range(layers):
             w = tl.load(hidden + layer * width * width + unit[None, :] * width + unit[:, None])
             b = tl.load(hidden_bias + layer * width + unit)
-            h = _silu(tl.dot(h, w, input_precision="tf32x3") + b[None, :])
-        x -= (tl.dot(h, w_last, input_precision="tf32x3") + b_last[None, :]) / steps
+            h = _silu(tl.dot(h, w, input_precision="ieee") + b[None, :])
+        x -= (tl.dot(h, w_last, input_precision="ieee") + b_last[None, :]) / steps
     tl.store(out + row[:, None] * size + axis[None, :], x, mask=here & real[None, :])
 
 
 def decode(
     base: Tensor, clock: Tensor, moved: Tensor, hidden: Sequence[nn.Linear], last: nn.Linear, z: Tensor
 ) -> Tensor:
-    """Euler steps from z to the pre-tanh action, to the precision of float32: three TF32 products make one.
+    """Euler steps from z to the pre-tanh action, in float32 throughout.
 
     Args:
         base: what the first layer makes of the observation, bias included, (N, width).

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gorl_robotics.advantages import advantages
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
-from gorl_robotics.networks import Normaliser, gaussian_log_prob, kl_to_prior, mlp
+from gorl_robotics.networks import Normaliser, gaussian_entropy, gaussian_log_prob, mlp
 from gorl_robotics.policy import GorlPolicy
 from gorl_robotics.rollout import Rollout
 
@@ -25,7 +25,7 @@ class PolicyLoss(NamedTuple):
     loss: Tensor
     kl: Tensor
     clipped: Tensor
-    prior: Tensor
+    entropy: Tensor
 
 
 def policy_loss(
@@ -35,12 +35,10 @@ def policy_loss(
     old_log_prob: Tensor,
     advantage: Tensor,
     clip: float,
-    prior_weight: float,
+    entropy_weight: float,
+    regularisation: Tensor,
 ) -> PolicyLoss:
-    """Clipped surrogate, and a pull towards the prior N(0, I) that the decoder was fitted from.
-
-    The KL is an entropy bonus and a leash in one. An entropy bonus alone lets σ grow without bound where nothing else
-    holds it, tanh then saturates, and a robot that never got up can no longer explore how.
+    """Clipped surrogate, minus an entropy bonus, plus a pull of μ and σ towards zero.
 
     Args:
         mean: (B, a) of the present policy.
@@ -49,17 +47,19 @@ def policy_loss(
         old_log_prob: (B,) of it when it was sampled.
         advantage: (B,), normalised.
         clip: range of the probability ratio.
-        prior_weight: of KL(N(μ, σ²) ‖ N(0, I)).
+        entropy_weight: of the Gaussian's entropy.
+        regularisation: weight of mean(μ²) + mean(σ²), a scalar tensor.
     """
     log_ratio = gaussian_log_prob(latent, mean, std) - old_log_prob
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
-    prior = kl_to_prior(mean, std).mean()
-    loss = -surrogate + prior_weight * prior
+    entropy = gaussian_entropy(std).mean()
+    pull = (mean**2).mean() + (std**2).mean()
+    loss = -surrogate - entropy_weight * entropy + regularisation * pull
     # Schulman's low-variance estimator of KL(old, new), never negative.
     kl = (ratio - 1 - log_ratio).detach().mean()
     clipped = ((ratio.detach() - 1).abs() > clip).float().mean()
-    return PolicyLoss(loss, kl, clipped, prior.detach())
+    return PolicyLoss(loss, kl, clipped, entropy.detach())
 
 
 class Learner:
@@ -93,6 +93,7 @@ class Learner:
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.ppo.learning_rate, capturable=cuda, fused=True
         )
+        self.regularisation = torch.tensor(config.stages.first_regularisation, device=device)
         self._allocate(samples, device)
         self._side = torch.cuda.Stream() if cuda else None
         self._minibatch_update = captured(self._update_minibatch, device)
@@ -121,13 +122,14 @@ class Learner:
         """Means over the last update's minibatches, named by METRICS; still on the device."""
         return self._sums / (self.config.epochs * self.config.minibatches)
 
-    def restart_policy(self) -> None:
+    def restart_policy(self, regularisation: float) -> None:
         """The latent policy back to N(0, I) with fresh optimiser state; critic and statistics are kept."""
         self.policy.latent.restart()
         for state in self.policy_optimizer.state.values():
             for value in state.values():
                 value.zero_()
         self.policy_rate.fill_(self.config.learning_rate)
+        self.regularisation.fill_(regularisation)
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the policy's own weights."""
@@ -136,6 +138,7 @@ class Learner:
             "critic_normaliser": self.critic_normaliser.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
+            "regularisation": self.regularisation,
         }
 
     def load_state_dict(self, saved: dict[str, object]) -> None:
@@ -150,6 +153,7 @@ class Learner:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved[name]["state"], "param_groups": groups})  # type: ignore[index]
         self.policy_optimizer.param_groups[0]["lr"] = rate  # torch copied it: captured updates know this one
+        self.regularisation.copy_(saved["regularisation"])  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _load(self, rollout: Rollout) -> None:
@@ -193,11 +197,12 @@ class Learner:
             self._log_prob[rows],
             self._advantage[rows],
             self.config.clip,
-            self.config.prior,
+            self.config.entropy,
+            self.regularisation,
         )
         self._descend(terms.loss, self.policy.latent, self.policy_optimizer)
         self._adapt_rate(terms.kl)
-        return torch.stack([terms.loss.detach(), terms.kl, terms.clipped, terms.prior, std.detach().mean()])
+        return torch.stack([terms.loss.detach(), terms.kl, terms.clipped, terms.entropy, std.detach().mean()])
 
     def _improve_critic(self, rows: Tensor) -> Tensor:
         error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
@@ -226,7 +231,7 @@ class Learner:
         """Divides the policy's rate by 1.5 where the step was too long, multiplies it where it was too short."""
         rate, target = self.policy_rate, self.config.target_kl
         factor = torch.where(kl > 2 * target, 1 / _RATE_CHANGE, torch.where(kl < target / 2, _RATE_CHANGE, 1.0))
-        rate.mul_(factor).clamp_(_LOWEST_RATE, self.config.max_learning_rate)
+        rate.mul_(factor).clamp_(_LOWEST_RATE, self.config.learning_rate)
 
     def _allocate(self, samples: int, device: torch.device) -> None:
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -242,4 +247,4 @@ class Learner:
         self._sums = zeros(len(METRICS))
 
 
-METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/prior", "policy/std", "loss/value")
+METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/entropy", "policy/std", "loss/value")

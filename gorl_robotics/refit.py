@@ -15,9 +15,6 @@ from gorl_robotics.graphs import captured
 
 _VALIDATIONS = 20
 _VALIDATION_SAMPLES = 65536
-# Beyond this tanh is within half a percent of its limit: for the robot it is one action. Without a bound, what one
-# decoder exaggerates the next one learns, and the scale grows from refit to refit.
-LARGEST_ACTION = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def refit(
     """Fits `decoder` in place, from new weights, to (S, N, obs) observations and (S, N, a) pre-tanh actions.
 
     The noise is drawn independently of the latents that gave the actions: the decoder learns the distribution of
-    actions in a state, so that z ~ N(0, I) reproduces it. Actions are clipped to ±LARGEST_ACTION. Some worlds are kept
+    actions in a state, so that z ~ N(0, I) reproduces it. Some worlds are kept
     for validation, with all of their episodes; the weights with the best validation loss are the ones that remain.
 
     Args:
@@ -53,7 +50,6 @@ def refit(
         generator: of every random number here; on the same device.
         progress: is told the share of updates done now and then.
     """
-    action = action.clamp(-LARGEST_ACTION, LARGEST_ACTION)
     training, validation = _split(observation, action, config.validation, generator)
     decoder.restart(generator)
     _set_statistics(decoder, training[0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -76,32 +74,17 @@ class Collector:
         env: its last `num_worlds - num_envs` worlds act with the latent mean and are not part of the rollout.
         policy: acts on the whole batch.
         steps: T of a rollout.
-        correlation: of the latent noise from one control step to the next. White noise at fifty hertz and more is
-            filtered out by a robot's inertia; noise that lasts moves it (Hollenstein et al. 2024). The marginal
-            distribution of every latent, and so its density, stays the policy's own.
         generator: draws the latent noise; on the environment's device.
     """
 
-    def __init__(
-        self, env: Environment, policy: GorlPolicy, steps: int, correlation: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, env: Environment, policy: GorlPolicy, steps: int, generator: torch.Generator) -> None:
         self.env, self.policy, self.steps = env, policy, steps
         self.rollout = Rollout.empty(env, steps)
         self._generator = generator
         self._t = torch.zeros(1, dtype=torch.int64, device=env.device)
-        self._correlation = correlation
         self._noise = torch.zeros(env.num_worlds, env.action_size, device=env.device)
-        self._noise[: env.num_envs].normal_(generator=generator)
         self._finish = captured(self._finish_step, env.device, [env.generator])
         self.recapture()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The noise of the next step."""
-        return {"noise": self._noise.clone()}
-
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Restores `state_dict`."""
-        self._noise.copy_(saved["noise"])
 
     def recapture(self) -> None:
         """To be called when the policy does something else than before, not when only its weights have changed."""
@@ -119,6 +102,7 @@ class Collector:
 
     def _act_step(self) -> None:
         env, before = self.env, self.env.buffers
+        self._noise[: env.num_envs].normal_(generator=self._generator)
         sample = self.policy.act(before.observation, self._noise)
         env.apply(sample.action)
         self._store("observation", before.observation)
@@ -126,13 +110,6 @@ class Collector:
         self._store("latent", sample.latent)
         self._store("log_prob", sample.log_prob)
         self._store("action", sample.decoded)
-        self._draw_noise()
-
-    def _draw_noise(self) -> None:
-        """The next step's noise, an autoregression with unit variance; monitor worlds have none."""
-        noise = self._noise[: self.env.num_envs]
-        fresh = torch.empty_like(noise).normal_(generator=self._generator)
-        noise.mul_(self._correlation).add_(fresh, alpha=math.sqrt(1 - self._correlation**2))
 
     def _finish_step(self) -> None:
         step = self.env.finish()

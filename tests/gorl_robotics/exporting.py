@@ -86,7 +86,7 @@ def random_policy(env: VectorEnv, *, generative: bool = True, noise: float = 0.1
     """A policy whose every weight was moved, with statistics of a few random steps of `env`."""
     torch.manual_seed(0)
     policy = GorlPolicy(env.observation_size, env.action_size, [32, 32], [32], 2)
-    policy.latent.restart(0.5)
+    policy.latent.restart()
     policy.generative = generative
     for weight in policy.parameters():
         weight.data.add_(noise * torch.randn_like(weight))

@@ -169,7 +169,7 @@ def test_minibatches_divide_the_rollout() -> None:
     assert message(*arguments, "ppo.minibatches=4") == expected
 
 
-@pytest.mark.parametrize("name", ["ppo.discount", "refit.validation", "num_envs", "stages.first_std"])
+@pytest.mark.parametrize("name", ["ppo.discount", "refit.validation", "num_envs", "stages.first_regularisation"])
 def test_ranges_include_their_ends(name: str) -> None:
     section, _, last = name.rpartition(".")
     owner = getattr(Config(), section) if section else Config()

@@ -15,7 +15,7 @@ from gorl_robotics.policy import GorlPolicy
 
 LIFETIMES = [1, 3, 99, 7, 2, 99, 5, 99]
 LENGTH = 7  # the world with lifetime 7 ends for good and by time at once
-MEAN, STD = torch.tensor([0.3, -0.8]), 0.5
+MEAN, STD = torch.tensor([0.3, -0.8]), 1.0
 
 
 class Logging(FakeEnvironment):
@@ -43,7 +43,7 @@ class Logging(FakeEnvironment):
 def policy() -> GorlPolicy:
     """Acts with tanh z, z ~ N(MEAN, STD²) whatever it sees."""
     made = GorlPolicy.from_config(small_config(), 4, 2)
-    made.latent.restart(STD)
+    made.latent.restart()
     with torch.no_grad():
         made.latent.network[-1].bias[:2] = MEAN
     return made

@@ -212,10 +212,10 @@ def test_restart_keeps_the_critic_and_forgets_the_policy() -> None:
     critic_adam = copy.deepcopy(learner.critic_optimizer.state_dict()["state"])
     rate = learner.policy_rate
     assert float(rate) < 0.01
-    learner.restart_policy(1.5, 0.25)
+    learner.restart_policy(0.25)
     mean, std = policy.latent(torch.randn(20, 4))
     assert torch.equal(mean, torch.zeros(20, 2))
-    torch.testing.assert_close(std, torch.full((20, 2), 1.5))
+    torch.testing.assert_close(std, torch.ones(20, 2))
     assert learner.policy_rate is rate
     assert float(rate) == pytest.approx(0.01)
     assert float(learner.regularisation) == 0.25
@@ -355,7 +355,7 @@ def test_a_captured_update_sees_a_restart() -> None:
     with side_stream():
         setup = Setup(config, "cuda")
         setup.iterate(2)
-        setup.learner.restart_policy(1.0, 0.0)
+        setup.learner.restart_policy(0.0)
         setup.iterate(1)
         steps = [float(state["step"]) for state in setup.learner.policy_optimizer.state.values()]
         mean, _ = setup.policy.latent(torch.randn(10, 4, device="cuda"))
