@@ -25,9 +25,7 @@ def load(asset: str) -> mujoco.MjSpec:
     """
     source, separator, name = asset.partition(":")
     if not separator:
-        raise InputError(
-            f"asset {asset!r} has no source; expected SOURCE:NAME such as suite:hopper or file:{asset}"
-        )
+        raise InputError(f"asset {asset!r} has no source; expected SOURCE:NAME such as suite:hopper or file:{asset}")
     if source not in _SOURCES:
         raise unknown("asset source", source, _SOURCES)
     return _read(_SOURCES[source](name), asset)

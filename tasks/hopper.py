@@ -80,7 +80,5 @@ class HopperHop(Hopper):
     def reward(self, sim: Fields, state: State, action: Tensor) -> Tensor:
         """Standing, times forward speed up to 2 m/s."""
         speed = sim.sensordata[:, sim.sensor("torso_subtreelinvel")][:, 0]
-        hopping = tolerance(
-            speed, HOP_SPEED, math.inf, margin=HOP_SPEED / 2, shape="linear", value_at_margin=0.5
-        )
+        hopping = tolerance(speed, HOP_SPEED, math.inf, margin=HOP_SPEED / 2, shape="linear", value_at_margin=0.5)
         return self.standing(sim) * hopping

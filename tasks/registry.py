@@ -21,9 +21,7 @@ def register(name: str) -> Callable[[T], T]:
 
     def add(task: T) -> T:
         if name in _TASKS and _TASKS[name].__module__ != task.__module__:
-            raise InputError(
-                f"task {name!r} is defined twice: in {_TASKS[name].__module__} and {task.__module__}"
-            )
+            raise InputError(f"task {name!r} is defined twice: in {_TASKS[name].__module__} and {task.__module__}")
         task.name = name
         _TASKS[name] = task
         return task

@@ -42,9 +42,8 @@ def test_the_robot_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert env.layout.observation == {"joints": 1, "speed": 1}
     upright = env.step(torch.zeros(3, 1)).reward.clone()
     assert (upright > 0.9).all()
-    for _ in range(100):
-        fallen = env.step(torch.ones(3, 1)).reward
-    assert (fallen < upright).all()
+    swinging = torch.stack([env.step(torch.zeros(3, 1)).reward.clone() for _ in range(150)])
+    assert (swinging.min(dim=0).values < 0.2).all()  # the tip has been below
 
 
 def test_the_example_policy_is_whole() -> None:

@@ -46,9 +46,7 @@ def test_the_first_row_fixes_the_columns(tmp_path: Path) -> None:
         log.write({"loss/policy": 1.0})
     assert log.rows == 2
     # Read before close: a killed run keeps its rows.
-    assert (
-        tmp_path / "metrics.csv"
-    ).read_text() == 'steps,phase,loss/policy\n10,"train, slow",0.5\n20,,0.25\n'
+    assert (tmp_path / "metrics.csv").read_text() == 'steps,phase,loss/policy\n10,"train, slow",0.5\n20,,0.25\n'
     log.close()
 
 

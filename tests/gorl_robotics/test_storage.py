@@ -280,9 +280,7 @@ class Journal:
 
 
 @pytest.mark.parametrize(("recorded", "kept"), [(1, 1), (5, 3)])
-def test_killed_at_any_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, kept: int
-) -> None:
+def test_killed_at_any_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, kept: int) -> None:
     # Many chunks: the index of chunks is what a kill could tear.
     monkeypatch.setattr(storage, "STEPS_PER_CHUNK", 1)
     monkeypatch.setattr(storage, "TERMINALS_PER_CHUNK", 2)

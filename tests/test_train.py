@@ -1,0 +1,199 @@
+"""The whole program: a run leaves what it promises, and goes on after any end as if there had been none."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from running import (
+    SAMPLES,
+    STAGE_ENDS,
+    TINY,
+    TRAIN,
+    Ended,
+    contents,
+    curve,
+    evaluations,
+    here,
+    killed,
+    only_run,
+    process,
+    rows,
+    same_policy,
+    saved,
+    settings,
+    signalled,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gorl_robotics.config import Config, config_values
+from gorl_robotics.storage import read_rollouts
+
+EXPORTED = {
+    "policy.onnx",
+    "policy_stochastic.onnx",
+    "task.onnx",
+    "initial_states.npz",
+    "policy.json",
+    "golden.npz",
+    "model.xml",
+}
+ITERATIONS = STAGE_ENDS[-1]
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
+    """A run from start to end, as a process with its output in a pipe."""
+    cwd = tmp_path_factory.mktemp("complete")
+    ended = process([str(TRAIN), *settings()], cwd)
+    assert ended.code == 0, ended.err
+    return ended, only_run(cwd)
+
+
+@pytest.fixture
+def run(complete: tuple[Ended, Path], tmp_path: Path) -> Path:
+    """A copy of the complete run that may be changed."""
+    return shutil.copytree(complete[1], tmp_path / "copy" / complete[1].name)
+
+
+def assert_same(folder: Path, expected: Path) -> None:
+    """Both runs have the same curve, times aside, and the same policy in the end."""
+    found, wanted = curve(folder), curve(expected)
+    for number, (row, other) in enumerate(zip(found, wanted, strict=False)):
+        assert row == other, f"row {number} is the first that differs"
+    assert len(found) == len(wanted)
+    assert same_policy(folder, expected)
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_what_it_promises(complete: tuple[Ended, Path]) -> None:
+    folder = complete[1]
+    assert {path.name for path in (folder / "export").iterdir()} >= EXPORTED
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"latest.pt", "stage-1.pt", "stage-2.pt", "stage-3.pt"}
+    written = (folder / "config.yaml").read_text()
+    assert "task: CartpoleBalance\n" in written
+    assert f"total_steps: {TINY['total_steps']}\n" in written
+    assert not [path for path in folder.rglob(".*")], "temporary files are left"
+
+
+def test_every_step_is_counted(complete: tuple[Ended, Path]) -> None:
+    found = rows(complete[1])
+    learnt = [row for row in found if row["loss/value"]]
+    assert [int(row["iteration"]) for row in learnt] == list(range(1, ITERATIONS + 1))
+    assert [int(row["steps"]) for row in learnt] == [SAMPLES * k for k in range(1, ITERATIONS + 1)]
+    stages = [sum(int(row["iteration"]) > end for end in STAGE_ENDS) + 1 for row in learnt]
+    assert [int(row["stage"]) for row in learnt] == stages
+    assert int(found[-1]["steps"]) <= TINY["total_steps"]
+    assert [int(row["iteration"]) for row in evaluations(complete[1])] == [0, *STAGE_ENDS]
+    # Without any whole episode the tests below would compare a curve of nothing.
+    assert any(math.isfinite(float(row["return/training_mean"])) for row in learnt)
+
+
+def test_the_events_are_the_curve(complete: tuple[Ended, Path]) -> None:
+    events = EventAccumulator(str(complete[1]))
+    events.Reload()
+    drawn = events.Scalars("loss/value")
+    assert [event.step for event in drawn] == [SAMPLES * k for k in range(1, ITERATIONS + 1)]
+    assert len(events.Scalars("evaluation/deterministic_mean")) == 1 + len(STAGE_ENDS)
+
+
+def test_each_stages_last_samples_are_recorded(complete: tuple[Ended, Path]) -> None:
+    iterations = (8, 7, 7)  # as many as refit.samples allows, of those there were
+    for stage, count in enumerate(iterations, start=1):
+        with read_rollouts(complete[1] / "rollouts" / f"stage-{stage}-rank-0.h5") as recording:
+            assert recording.steps * recording.num_worlds == count * SAMPLES
+            assert recording.provenance["task"] == "CartpoleBalance"
+            assert abs(recording.read(["action"])["action"]).max() > 0
+
+
+def test_the_decoder_is_refitted_between_stages(complete: tuple[Ended, Path]) -> None:
+    ended, folder = complete
+    assert ended.out.count("refit to ") == len(STAGE_ENDS) - 1
+    displaced = [float(row["evaluation/decoder_displacement"]) for row in evaluations(folder)]
+    assert displaced[:2] == [0, 0]
+    assert min(displaced[2:]) > 0
+    assert not saved(folder, "stage-1.pt")["evaluation"] is None
+    first, last = (saved(folder, f"stage-{k}.pt")["policy"] for k in (1, 3))
+    decoder = [name for name in first if name.startswith("decoder.network")]
+    assert any(not torch.equal(first[name], last[name]) for name in decoder)
+
+
+def test_a_pipe_gets_plain_lines(complete: tuple[Ended, Path]) -> None:
+    ended, folder = complete
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\x9b]", ended.out + ended.err)
+    assert len(ended.out.splitlines()) < 40
+    assert f"exported to {folder}/export" in ended.out.replace("to runs", f"to {folder.parents[2]}/runs")
+
+
+def test_the_same_seed_gives_the_same_curve_without_storage(complete: tuple[Ended, Path], tmp_path: Path) -> None:
+    ended = here(settings(storage__enabled="false"), tmp_path)
+    assert ended.code == 0, ended.err
+    folder = only_run(tmp_path)
+    assert not (folder / "rollouts").exists()
+    assert ended.out.count("refit to ") == len(STAGE_ENDS) - 1
+    assert_same(folder, complete[1])
+
+
+# How a run goes on
+
+
+def test_any_end_may_be_gone_on_from(complete: tuple[Ended, Path], tmp_path: Path) -> None:
+    """Killed in the first stage, stopped in the second and at the very last step: the curve is the same."""
+    ended = killed(4, settings(checkpoint_seconds=0), tmp_path)
+    assert ended.code == -signal.SIGKILL, ended.err
+    folder = only_run(tmp_path)
+    assert saved(folder)["iteration"] == 3, "one iteration is lost, since every one leaves a checkpoint"
+
+    stopped_in_stage_2 = STAGE_ENDS[0] + 3
+    for iteration, kind in ((stopped_in_stage_2, signal.SIGTERM), (ITERATIONS, signal.SIGINT)):
+        with signalled(iteration, kind):
+            ended = here([f"resume={folder}"], tmp_path)
+        assert (ended.code, ended.err) == (0, "")
+        assert f"python train.py resume={folder}" in ended.out.splitlines()[-1]
+        assert saved(folder)["iteration"] == iteration
+        assert only_run(tmp_path) == folder
+        if iteration == stopped_in_stage_2:
+            assert saved(folder)["recorder"]["rows"] > 0, "no recording was under way"
+
+    ended = here([f"resume={folder}"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert_same(folder, complete[1])
+    assert {path.name for path in (folder / "export").iterdir()} >= EXPORTED
+    for name in ("policy.onnx", "golden.npz", "initial_states.npz"):
+        assert (folder / "export" / name).read_bytes() == (complete[1] / "export" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_from(kind: signal.Signals, tmp_path: Path) -> None:
+    """The run would last for hours, so that the signal, sent as soon as there is a curve, always meets it training."""
+    command = [sys.executable, str(TRAIN), *settings(total_steps="1e9")]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not [path for path in tmp_path.glob("runs/*/*/metrics.csv") if path.read_text().count("\n") > 1]:
+            assert time.monotonic() < deadline
+            assert child.poll() is None
+            time.sleep(0.02)
+        child.send_signal(kind)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    folder = only_run(tmp_path)
+    assert (child.returncode, err) == (0, "")
+    assert f"python train.py resume={folder.relative_to(tmp_path)}" in out.splitlines()[-1]
+    assert saved(folder)["rows"] == len(rows(folder))
