@@ -43,7 +43,7 @@ def test_the_robot_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     upright = env.step(torch.zeros(3, 1)).reward.clone()
     assert (upright > 0.9).all()
     swinging = torch.stack([env.step(torch.zeros(3, 1)).reward.clone() for _ in range(150)])
-    assert (swinging.min(dim=0).values < 0.2).all()  # the tip has been below
+    assert (swinging.min(dim=0).values < 0.3).all()  # the tip has been below
 
 
 def test_the_example_policy_is_whole() -> None:
