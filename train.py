@@ -7,6 +7,7 @@ Read from `Trainer.train` on: it is the algorithm. `python train.py --help` list
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -56,7 +57,7 @@ class Trainer:
     def __init__(self, config: Config, folder: Path, display: Display, saved: dict[str, Any] | None = None) -> None:
         self.config, self.folder, self.display = config, folder, display
         display.doing("building worlds and compiling kernels (a minute at the very first time)")
-        device = prepare_device(choose_device(config.device), config.threads)
+        device = prepare_device(choose_device(config.device))
         torch.manual_seed(config.seed)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         task = tasks.make(config.task)
@@ -87,20 +88,20 @@ class Trainer:
         fractions = self.config.stages.fractions
         ends = [int(self.config.total_steps * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
         with on_stop(self._ask_to_stop):
-            if self.steps == 0:
+            if self._evaluated is None:
                 self._evaluate("untrained")
             while self.stage < len(ends):
                 recorder = self._recorder(ends[self.stage])
                 self._learn(ends[self.stage], recorder)
                 if self._stop:
                     self._save(recorder)
-                    recorder.close()
+                    self._close(recorder)
                     self.display.note(f"stopped; go on with: python train.py resume={self.folder}")
                     return
                 self._evaluate(f"stage {self.stage + 1} ends")
                 if self.stage < len(ends) - 1:
                     self._refit(recorder)
-                recorder.close()
+                self._close(recorder)
                 self.stage += 1
                 self._save(None, f"stage-{self.stage}.pt")
             self.display.doing("exporting")
@@ -126,8 +127,6 @@ class Trainer:
         """Slow time scale: the decoder learns what the policy does; the latent policy goes back to N(0, I)."""
         self.display.doing("refitting the decoder")
         observation, action = recorder.data()
-        if recorder.failure:
-            self.display.note(f"recording failed, refitting from memory: {recorder.failure}")
         result = refit(self.policy.decoder, observation, action, self.config.refit, self.generator)
         self.display.note(
             f"refit to {result.samples:,} samples: validation loss {result.validation_loss:.4f} "
@@ -138,6 +137,11 @@ class Trainer:
             self.collector.recapture()
             self.evaluator.recapture()
         self.learner.restart_policy(self.config.stages.later_regularisation)
+
+    def _close(self, recorder: Recorder) -> None:
+        recorder.close()
+        if recorder.failure:
+            self.display.note(f"going on without recording this stage, its samples in memory: {recorder.failure}")
 
     def _evaluate(self, when: str) -> None:
         """A frozen evaluation, written as a row of its own."""
@@ -224,6 +228,7 @@ class Trainer:
             self.env.load_state_dict(saved["environment"])
             self.generator.set_state(saved["generators"]["learner"])
         torch.set_rng_state(saved["generators"]["torch"])
+        self.collector.rollout.observation[-1, :256] = saved["observations"]  # if there is no rollout any more
         return saved["recorder"]
 
     def _ask_to_stop(self) -> None:
@@ -264,29 +269,42 @@ def _start(given: dict[str, Any]) -> None:
     task = tasks.make(given["task"])
     device = choose_device(given.get("device", "auto"))
     config = resolve(given, CPU_DEFAULTS if device.type == "cpu" else {}, task.overrides)
+    samples, shortest = config.num_envs * config.ppo.rollout_steps, min(config.stages.fractions)
+    if shortest * config.total_steps < samples:
+        raise InputError(
+            f"total_steps={config.total_steps}: expected at least {math.ceil(samples / shortest)}, so that every stage "
+            f"has a rollout of num_envs x ppo.rollout_steps = {samples}"
+        )
     _train(config, run_folder.create(config))
 
 
 def _resume(given: dict[str, Any]) -> None:
     path, saved, config = _reopen(given, "resume")
-    samples = config.num_envs * config.ppo.rollout_steps
-    if saved["stage"] >= len(config.stages.fractions) or saved["steps"] + samples > config.total_steps:
-        raise InputError(
-            f"resume={given['resume']}: the run is complete at {saved['steps']:,} steps; raise total_steps"
-        )
+    samples, last = config.num_envs * config.ppo.rollout_steps, len(config.stages.fractions) - 1
+    if saved["stage"] > last:
+        if saved["steps"] + samples > config.total_steps:
+            raise InputError(
+                f"resume={given['resume']}: the run is complete at {saved['steps']:,} steps; raise total_steps"
+            )
+        saved["stage"] = last  # which becomes longer
     _train(config, run_folder.continued(path, config, saved["stage"]), saved)
 
 
 def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) -> None:
     title = f"{config.task} · GoRL · seed {config.seed} · {folder}"
     with Display(title, config.total_steps, len(config.stages.fractions)) as display:
-        Trainer(config, folder, display, saved).train()
+        try:
+            trainer = Trainer(config, folder, display, saved)
+        except BaseException:
+            run_folder.discard(folder)
+            raise
+        trainer.train()
 
 
 def _test(given: dict[str, Any]) -> None:
     """Evaluates a trained policy, with the latent's mean and with sampled latents, and prints the returns."""
     path, saved, config = _reopen(given, "checkpoint")
-    device = prepare_device(choose_device(config.device), config.threads)
+    device = prepare_device(choose_device(config.device))
     env = VectorEnv(tasks.make(config.task), 2 * config.evaluation_worlds, device=device, threads=config.threads)
     policy = GorlPolicy.from_config(config, env.observation_size, env.action_size).to(device)
     policy.load_state_dict(saved["policy"])
@@ -305,6 +323,8 @@ def _reopen(given: dict[str, Any], setting: str) -> tuple[Path, dict[str, Any], 
     path = checkpoint.find(Path(given[setting]))
     saved = checkpoint.load(path)
     config = from_yaml(saved["config"])
+    if given.get("total_steps", math.inf) < config.total_steps:
+        raise InputError(f"total_steps={given['total_steps']}: the run in {path} has {config.total_steps}; raise it")
     layer = {name: value for name, value in given.items() if name in CHANGEABLE}
     changed = resolve(layer, config_values(config))
     for name, value in config_values(changed).items():

@@ -24,6 +24,7 @@ from gorl_robotics.errors import InputError
 
 # Starts drawn ahead where they must settle first, which is too dear to do in every rollout.
 SETTLED_STARTS = 16384
+SETTLED_STARTS_PER_WORLD = 16  # what a few worlds on a CPU need not wait for
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,9 @@ class VectorEnv:
         self._scale = self.sim.tensor(((high - low) / 2).numpy())
 
     def _supply_size(self) -> int:
-        return max(self.num_worlds, SETTLED_STARTS) if self.task.settle_steps else self.num_worlds
+        if not self.task.settle_steps:
+            return self.num_worlds
+        return max(self.num_worlds, min(SETTLED_STARTS, SETTLED_STARTS_PER_WORLD * self.num_worlds))
 
     def _begin_next(self, done: Tensor) -> None:
         """Starts the next episode of the worlds in `done` (W,)."""

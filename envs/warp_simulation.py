@@ -13,6 +13,7 @@ import torch
 import warp as wp
 
 from envs.simulation import STATE_FIELDS, Simulation, SimulationError
+from gorl_robotics.errors import InputError
 
 _CAPACITY = {
     mjw.OverflowType.NEFC: "njmax",
@@ -74,6 +75,11 @@ class WarpSimulation(Simulation):
     ) -> None:
         wp.config.quiet = True
         wp.init()
+        if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+            raise InputError(
+                "MuJoCo Warp's graphs cannot be captured in torch's default stream; "
+                "work inside `with torch.cuda.stream(torch.cuda.Stream()):`"
+            )
         self._stream_device = device
         with self._on_stream():
             self._model = mjw.put_model(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,16 @@ LATEST = "latest.pt"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values to `path`, which is whole at any time."""
+    """Writes tensors and plain values to `path`, which is whole at any time.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable.
+    """
     with atomic(path) as temporary:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, temporary)
+        try:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, temporary)
+        except RuntimeError as error:  # all that torch makes of a write that failed
+            raise OSError(errno.EIO, "the checkpoint could not be written; is the disk full?", str(path)) from error
 
 
 def load(path: Path) -> dict[str, Any]:

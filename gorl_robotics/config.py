@@ -110,10 +110,11 @@ class Config:
 CPU_DEFAULTS: dict[str, Any] = {
     "num_envs": 256,
     "monitors": 16,
-    "total_steps": 3_000_000,
+    "total_steps": 1_500_000,
+    "evaluation_worlds": 64,
     "networks.critic": [128, 128, 128],
     "ppo.epochs": 4,
-    "ppo.minibatches": 16,
+    "ppo.minibatches": 8,
     "stages.fractions": [0.4, 0.3, 0.3],
     "refit.samples": 250_000,
     "refit.updates": 400,

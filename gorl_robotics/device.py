@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from gorl_robotics.errors import InputError
@@ -30,12 +28,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def prepare_device(device: torch.device, threads: int) -> torch.device:
+def prepare_device(device: torch.device) -> torch.device:
     """Makes `device` current. On CUDA everything, Warp included, works in one side stream, which can be captured."""
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream())
         return device
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    # The networks are small: a second thread gains little, and where cores are shared the threads spend their time
+    # waiting for one another. The cores are the physics' to use.
+    torch.set_num_threads(1)
     return device

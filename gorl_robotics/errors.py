@@ -23,9 +23,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a command line; an `InputError` becomes one line on standard error and exit code 2."""
+    """Runs a command line; an `InputError` or `OSError` becomes one line on standard error and exit code 2."""
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -45,11 +45,21 @@ def continued(path: Path, config: Config, stage: int) -> Path:
     if path.name == checkpoint.LATEST:
         return own
     folder = create(config)
-    for name in ("metrics.csv", f"rollouts/stage-{stage + 1}-rank-0.h5"):
-        if (own / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copy2(own / name, folder / name)
+    try:
+        for name in ("metrics.csv", f"rollouts/stage-{stage + 1}-rank-0.h5"):
+            if (own / name).is_file():
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copy2(own / name, folder / name)
+    except BaseException:
+        discard(folder)
+        raise
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a run that could not start; one that holds a checkpoint stays."""
+    if not (folder / "checkpoints").exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def provenance() -> dict[str, str | int | float]:

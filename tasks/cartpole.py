@@ -56,6 +56,15 @@ class Cartpole(Task):
         calm = (1 + tolerance(sim.qvel[:, 1], margin=5.0)) / 2
         return upright * centred * gentle * calm
 
+    def balanced(self, sim: Fields) -> Tensor:
+        """What the sparse tasks pay: 1 with the cart within 25 cm of the middle and the pole within 5.7° of up, else 0.
+
+        The cosine has no upper bound here (1 in dm_control and Playground), which rounding may carry a hair above 1.
+        """
+        return tolerance(sim.qpos[:, 0], -0.25, 0.25) * tolerance(
+            sim.xmat[:, sim.body("pole_1"), 2, 2], 0.995, math.inf
+        )
+
 
 @register("CartpoleBalance")
 class CartpoleBalance(Cartpole):
@@ -75,3 +84,21 @@ class CartpoleSwingup(Cartpole):
         """Cart near the middle, pole hanging down, nearly at rest."""
         qpos = 0.01 * random.normal(2) + sim.tensor([0.0, math.pi])
         return InitialState(qpos, 0.01 * random.normal(2))
+
+
+@register("CartpoleBalanceSparse")
+class CartpoleBalanceSparse(CartpoleBalance):
+    """Keep the pole up and the cart in the middle; paid all or nothing."""
+
+    def reward(self, sim: Fields, state: State, action: Tensor) -> Tensor:
+        """1 while balanced, else 0."""
+        return self.balanced(sim)
+
+
+@register("CartpoleSwingupSparse")
+class CartpoleSwingupSparse(CartpoleSwingup):
+    """Swing the hanging pole up and keep it there; paid all or nothing."""
+
+    def reward(self, sim: Fields, state: State, action: Tensor) -> Tensor:
+        """1 while balanced, else 0."""
+        return self.balanced(sim)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
 
 import train
 from gorl_robotics import checkpoint
@@ -76,17 +76,16 @@ def process(arguments: list[str], cwd: Path, timeout: float = 120) -> Ended:
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
-def here(arguments: list[str], cwd: Path) -> Ended:
-    """Runs `python train.py ARGUMENTS` in this process, which afterwards is as it was."""
+def here(arguments: list[str], cwd: Path, main: Callable[[], None] = train.main) -> Ended:
+    """Runs `python train.py ARGUMENTS`, or another program's `main`, in this process."""
     out, err = io.StringIO(), io.StringIO()
     code, former, threads = 0, Path.cwd(), torch.get_num_threads()
     os.chdir(cwd)
     try:
         with mock.patch.object(sys, "argv", ["train.py", *arguments]), redirect_stdout(out), redirect_stderr(err):
-            run_main(train.main)
+            run_main(main)
     except SystemExit as ended:
-        assert isinstance(ended.code, int)
-        code = ended.code
+        code = ended.code if isinstance(ended.code, int) else 1
     finally:
         os.chdir(former)
         torch.set_num_threads(threads)
@@ -94,17 +93,28 @@ def here(arguments: list[str], cwd: Path) -> Ended:
 
 
 @contextmanager
-def signalled(after: int, kind: signal.Signals) -> Iterator[None]:
-    """A run in this process gets a signal while iteration `after` ends, before any checkpoint of it."""
-    report = train.Trainer._report
+def signalled(after: int, kind: signal.Signals, during: str = "_report") -> Iterator[None]:
+    """A run in this process gets a signal at the end of iteration `after`, before any checkpoint of it."""
+    original = getattr(train.Trainer, during)
 
-    def patched(self: train.Trainer, speed: float) -> None:
-        report(self, speed)
+    def patched(self: train.Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
         if self.iteration == after:
             os.kill(os.getpid(), kind)
 
-    with mock.patch.object(train.Trainer, "_report", patched):
+    with mock.patch.object(train.Trainer, during, patched):
         yield
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writes beyond `size` bytes of any file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores the signal that comes with it
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def killed(after: int, arguments: list[str], cwd: Path) -> Ended:
@@ -146,13 +156,8 @@ def saved(folder: Path, name: str = checkpoint.LATEST) -> dict[str, Any]:
 
 def same_policy(first: Path, second: Path) -> bool:
     """Whether two runs' newest policies agree to the last bit."""
-    one, other = (flat(saved(folder)["policy"]) for folder in (first, second))
+    one, other = (saved(folder)["policy"] for folder in (first, second))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as a plain one."""
-    return dict(state)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

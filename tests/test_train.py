@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +25,7 @@ from running import (
     evaluations,
     here,
     killed,
+    largest_file,
     only_run,
     process,
     rows,
@@ -127,7 +125,6 @@ def test_the_decoder_is_refitted_between_stages(complete: tuple[Ended, Path]) ->
     displaced = [float(row["evaluation/decoder_displacement"]) for row in evaluations(folder)]
     assert displaced[:2] == [0, 0]
     assert min(displaced[2:]) > 0
-    assert not saved(folder, "stage-1.pt")["evaluation"] is None
     first, last = (saved(folder, f"stage-{k}.pt")["policy"] for k in (1, 3))
     decoder = [name for name in first if name.startswith("decoder.network")]
     assert any(not torch.equal(first[name], last[name]) for name in decoder)
@@ -178,8 +175,7 @@ def test_any_end_may_be_gone_on_from(complete: tuple[Ended, Path], tmp_path: Pat
         assert (folder / "export" / name).read_bytes() == (complete[1] / "export" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_from(kind: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_from_outside_ends_a_run_cleanly(tmp_path: Path) -> None:
     """The run would last for hours, so that the signal, sent as soon as there is a curve, always meets it training."""
     command = [sys.executable, str(TRAIN), *settings(total_steps="1e9")]
     child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -189,7 +185,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_from(kind: signal.
             assert time.monotonic() < deadline
             assert child.poll() is None
             time.sleep(0.02)
-        child.send_signal(kind)
+        child.send_signal(signal.SIGTERM)
         out, err = child.communicate(timeout=60)
     finally:
         child.kill()
@@ -197,3 +193,100 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_from(kind: signal.
     assert (child.returncode, err) == (0, "")
     assert f"python train.py resume={folder.relative_to(tmp_path)}" in out.splitlines()[-1]
     assert saved(folder)["rows"] == len(rows(folder))
+
+
+def test_a_run_stopped_before_its_first_step_is_evaluated_once(tmp_path: Path) -> None:
+    """The signal comes while the untrained policy is evaluated."""
+    with signalled(0, signal.SIGINT, during="_evaluate"):
+        assert here(settings(), tmp_path).code == 0
+    folder = only_run(tmp_path)
+    assert (saved(folder)["steps"], len(rows(folder))) == (0, 1)
+    with signalled(1, signal.SIGINT):
+        assert here([f"resume={folder}"], tmp_path).code == 0
+    assert [int(row["steps"]) for row in rows(folder)] == [0, SAMPLES]
+
+
+def test_an_older_checkpoint_goes_on_in_a_new_folder(complete: tuple[Ended, Path], run: Path, tmp_path: Path) -> None:
+    before = contents(run)
+    ended = here([f"resume={run}/checkpoints/stage-1.pt"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert contents(run) == before
+    folder = only_run(tmp_path)
+    assert_same(folder, complete[1])
+    assert not (folder / "rollouts" / "stage-1-rank-0.h5").exists()
+
+
+def test_a_raised_total_goes_on(complete: tuple[Ended, Path], run: Path, tmp_path: Path) -> None:
+    former = curve(complete[1])
+    ended = here([f"resume={run}", f"total_steps={TINY['total_steps'] + 2 * SAMPLES}"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert curve(run)[: len(former)] == former
+    added = rows(run)[len(former) :]
+    assert [(int(row["iteration"]), int(row["stage"])) for row in added] == [(24, 3), (25, 3), (25, 3)]
+    assert saved(run)["steps"] == 25 * SAMPLES
+    assert not same_policy(run, complete[1])
+
+
+def test_a_complete_run_is_not_gone_on_from(run: Path, tmp_path: Path) -> None:
+    before = contents(run)
+    ended = here([f"resume={run}"], tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("error: ")
+    assert ended.err.endswith("the run is complete at 11,776 steps; raise total_steps\n")
+    assert contents(run) == before
+
+
+def test_a_failing_recorder_costs_nothing_else(run: Path, tmp_path: Path) -> None:
+    limit = int(1.3 * (run / "checkpoints" / "latest.pt").stat().st_size)
+    for stage in (2, 3):
+        assert (run / "rollouts" / f"stage-{stage}-rank-0.h5").stat().st_size > limit, "nothing would fail"
+    shutil.rmtree(run / "rollouts")  # else copying them would fail
+    with largest_file(limit):
+        ended = here([f"resume={run}/checkpoints/stage-1.pt"], tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    failures = [line for line in ended.out.splitlines() if "recording to " in line]
+    assert len(failures) == 2, "a line for each stage, the last one included"
+    assert all("stage-" in line and "File too large" in line for line in failures)
+    assert ended.out.count("refit to ") == 1
+    folder = only_run(tmp_path)
+    assert saved(folder)["steps"] == saved(run)["steps"]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"latest.pt", "stage-2.pt", "stage-3.pt"}
+    assert {path.name for path in (folder / "export").iterdir()} >= EXPORTED
+
+
+# What a run is used for
+
+
+def test_a_policy_is_tested(complete: tuple[Ended, Path], tmp_path: Path) -> None:
+    folder = complete[1]
+    ended = here(["test=true", f"checkpoint={folder}"], tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    assert not list(tmp_path.iterdir())
+    last = evaluations(folder)[-1]
+    for kind in ("deterministic", "stochastic"):
+        pattern = rf"{kind} +return +([\d.]+) +standard deviation +([\d.]+) +10th percentile +([\d.]+)"
+        (found,) = re.findall(pattern, ended.out)
+        expected = [float(last[f"evaluation/{kind}_{what}"]) for what in ("mean", "std", "p10")]
+        assert [float(number) for number in found] == pytest.approx(expected, abs=0.006)
+
+
+def test_a_run_is_exported_and_played(complete: tuple[Ended, Path], run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run / "export")
+    ended = process(["-m", "gorl_robotics.export", str(run)], tmp_path)
+    assert (ended.code, ended.out) == (0, f"{run}/export\n"), ended.err
+    for name in EXPORTED - {"policy.json"}:
+        if not name.endswith(".npz"):  # archives hold the time
+            assert (run / "export" / name).read_bytes() == (complete[1] / "export" / name).read_bytes(), name
+    ended = process(["-m", "gorl_robotics.playback", str(run), "--episodes", "2", "--json"], tmp_path)
+    assert ended.code == 0, ended.err
+    result = json.loads(ended.out)
+    assert (result["task"], result["episodes"]) == ("CartpoleBalance", 2)
+    assert abs(result["difference_mean"]) < 0.01 * result["return_mean"]
+
+
+def test_help_lists_every_setting(tmp_path: Path) -> None:
+    ended = here(["--help"], tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    for name in config_values(Config()):
+        assert f"  {name}=" in ended.out
+    assert not list(tmp_path.iterdir())

@@ -45,10 +45,10 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "has 2 CUDA devices" in refused("cuda:2")
 
 
-def test_preparing_the_cpu_sets_its_threads() -> None:
+def test_preparing_the_cpu_leaves_the_cores_to_the_physics() -> None:
     before = torch.get_num_threads()
     try:
-        assert prepare_device(torch.device("cpu"), 1) == torch.device("cpu")
+        assert prepare_device(torch.device("cpu")) == torch.device("cpu")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -58,7 +58,7 @@ def test_preparing_the_cpu_sets_its_threads() -> None:
 def test_preparing_cuda_leaves_the_default_stream() -> None:
     before = torch.cuda.current_stream()
     try:
-        device = prepare_device(torch.device("cuda"), 0)
+        device = prepare_device(torch.device("cuda"))
         assert device.index is not None
         assert torch.cuda.current_stream() != torch.cuda.default_stream()
     finally:

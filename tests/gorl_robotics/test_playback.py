@@ -54,6 +54,10 @@ def player(exported: Exported, episodes: int = EPISODES, **options: bool) -> Pla
     return Player(exported, np.arange(episodes), np.random.default_rng(0), **options)
 
 
+# By chance alone these sparse tasks pay nothing in a hundred steps.
+UNPAID = {"AcrobotSwingupSparse", "BallInCup", "CartpoleSwingupSparse", "PendulumSwingup"}
+
+
 def close(left: np.ndarray, right: Tensor) -> None:
     np.testing.assert_allclose(left, right.numpy(), atol=1e-5, rtol=1e-5)
 
@@ -75,7 +79,7 @@ def test_playback_equals_the_environment_step_by_step(name: str, tmp_path: Path)
         close(played.observation, step.terminal_observation)
         close(played.reward, step.reward)
     assert np.abs(played.action).max() > 0.1
-    assert played.returns.max() > 0
+    assert played.returns.max() > 0 or exported.metadata["task"] in UNPAID
 
 
 class SameDraws:

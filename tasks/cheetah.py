@@ -1,0 +1,57 @@
+"""The planar two-legged runner of the DM Control suite, with MuJoCo Playground's solver settings."""
+
+from __future__ import annotations
+
+import math
+
+import mujoco
+from torch import Tensor
+
+from assets import load
+from envs.draws import Draws
+from envs.fields import Fields
+from envs.task import InitialState, State, Task, Timing
+from tasks.registry import register
+from tasks.rewards import tolerance
+
+RUN_SPEED = 10.0  # m/s
+
+
+@register("CheetahRun")
+class CheetahRun(Task):
+    """Run forward at 10 m/s or more; Playground's definition, with the speed fresh after each step.
+
+    | term     | size | unit                                                                                  |
+    |----------|------|---------------------------------------------------------------------------------------|
+    | position | 8    | root z (m), root pitch, back thigh, shin, foot, front thigh, shin, foot (rad)         |
+    | velocity | 9    | root x, z (m/s), root pitch, back thigh, shin, foot, front thigh, shin, foot (rad/s)  |
+    """
+
+    timing = Timing(control=0.01, physics=0.01)
+    settle_steps = 200  # the cheetah falls to the ground before the episode begins
+    nconmax, njmax = 12, 50  # 6 contacts and 25 rows is the most a world was seen to have
+    units = {"position": "m, rad", "velocity": "m/s, rad/s"}
+
+    def model(self) -> mujoco.MjSpec:
+        """The suite's cheetah; explicit Euler damping off and fewer solver iterations, as in Playground."""
+        spec = load("suite:cheetah")
+        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
+        spec.option.iterations, spec.option.ls_iterations = 4, 8
+        return spec
+
+    def initial_state(self, sim: Fields, random: Draws) -> InitialState:
+        """Level, torso at 0.7 m, joints anywhere in their ranges, at rest; then it settles."""
+        ranges = sim.tensor(sim.model.jnt_range[3:])
+        qpos = sim.default_qpos()
+        qpos[:, :3] = 0.0
+        qpos[:, 3:] = ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * random.uniform(6)
+        return InitialState(qpos, sim.zero_qvel())
+
+    def observe(self, sim: Fields, state: State) -> dict[str, Tensor]:
+        """Everything but the root's x, which the dynamics do not depend on."""
+        return {"position": sim.qpos[:, 1:], "velocity": sim.qvel}
+
+    def reward(self, sim: Fields, state: State, action: Tensor) -> Tensor:
+        """Forward speed of the centre of mass as a fraction of 10 m/s, between 0 and 1."""
+        speed = sim.sensordata[:, sim.sensor("torso_subtreelinvel")][:, 0]
+        return tolerance(speed, RUN_SPEED, math.inf, margin=RUN_SPEED, shape="linear", value_at_margin=0.0)
