@@ -7,7 +7,6 @@ Read from `Trainer.train` on: it is the algorithm. `python train.py --help` list
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -21,8 +20,7 @@ from gorl_robotics import checkpoint, run_folder
 from gorl_robotics.config import (
     CPU_DEFAULTS,
     Config,
-    config_values,
-    from_yaml,
+    check_budget,
     help_text,
     parse_arguments,
     resolve,
@@ -269,17 +267,12 @@ def _start(given: dict[str, Any]) -> None:
     task = tasks.make(given["task"])
     device = choose_device(given.get("device", "auto"))
     config = resolve(given, CPU_DEFAULTS if device.type == "cpu" else {}, task.overrides)
-    samples, shortest = config.num_envs * config.ppo.rollout_steps, min(config.stages.fractions)
-    if shortest * config.total_steps < samples:
-        raise InputError(
-            f"total_steps={config.total_steps}: expected at least {math.ceil(samples / shortest)}, so that every stage "
-            f"has a rollout of num_envs x ppo.rollout_steps = {samples}"
-        )
+    check_budget(config)
     _train(config, run_folder.create(config))
 
 
 def _resume(given: dict[str, Any]) -> None:
-    path, saved, config = _reopen(given, "resume")
+    path, saved, config = run_folder.reopen(given, "resume")
     samples, last = config.num_envs * config.ppo.rollout_steps, len(config.stages.fractions) - 1
     if saved["stage"] > last:
         if saved["steps"] + samples > config.total_steps:
@@ -303,7 +296,7 @@ def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) ->
 
 def _test(given: dict[str, Any]) -> None:
     """Evaluates a trained policy, with the latent's mean and with sampled latents, and prints the returns."""
-    path, saved, config = _reopen(given, "checkpoint")
+    path, saved, config = run_folder.reopen(given, "checkpoint")
     device = prepare_device(choose_device(config.device))
     env = VectorEnv(tasks.make(config.task), 2 * config.evaluation_worlds, device=device, threads=config.threads)
     policy = GorlPolicy.from_config(config, env.observation_size, env.action_size).to(device)
@@ -314,27 +307,6 @@ def _test(given: dict[str, Any]) -> None:
     for kind in ("deterministic", "stochastic"):
         mean, std, p10 = (summary[f"{kind}_{what}"] for what in ("mean", "std", "p10"))
         print(f"  {kind:<14} return {mean:8.2f}  standard deviation {std:7.2f}  10th percentile {p10:8.2f}")
-
-
-def _reopen(given: dict[str, Any], setting: str) -> tuple[Path, dict[str, Any], Config]:
-    """The checkpoint that `setting` names and its configuration, with the few settings that may change."""
-    if not given.get(setting):
-        raise InputError(f"{setting}=RUN is missing; expected a run folder or a checkpoint in one")
-    path = checkpoint.find(Path(given[setting]))
-    saved = checkpoint.load(path)
-    config = from_yaml(saved["config"])
-    if given.get("total_steps", math.inf) < config.total_steps:
-        raise InputError(f"total_steps={given['total_steps']}: the run in {path} has {config.total_steps}; raise it")
-    layer = {name: value for name, value in given.items() if name in CHANGEABLE}
-    changed = resolve(layer, config_values(config))
-    for name, value in config_values(changed).items():
-        if name in given and name not in (*CHANGEABLE, setting, "test", "config") and given[name] != value:
-            raise InputError(f"{name}={given[name]}: the run in {path} has {name}={value}, which cannot change")
-    return path, saved, changed
-
-
-# Settings that a run may go on with changed; the others decide sizes or the meaning of what was learnt.
-CHANGEABLE = ("device", "threads", "total_steps", "checkpoint_seconds", "evaluation_worlds")
 
 
 if __name__ == "__main__":

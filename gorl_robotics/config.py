@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,7 @@ CPU_DEFAULTS: dict[str, Any] = {
     "networks.critic": [128, 128, 128],
     "ppo.epochs": 4,
     "ppo.minibatches": 8,
-    "stages.fractions": [0.4, 0.3, 0.3],
+    "stages.fractions": [0.4, 0.2, 0.4],
     "refit.samples": 250_000,
     "refit.updates": 400,
     "refit.batch": 2048,
@@ -312,4 +313,14 @@ def _check(config: Config) -> None:
     if samples % config.ppo.minibatches:
         raise InputError(
             f"ppo.minibatches={config.ppo.minibatches}: expected a divisor of num_envs x ppo.rollout_steps = {samples}"
+        )
+
+
+def check_budget(config: Config) -> None:
+    """Raises InputError if `total_steps` leaves a stage without a single rollout."""
+    samples, shortest = config.num_envs * config.ppo.rollout_steps, min(config.stages.fractions)
+    if shortest * config.total_steps < samples:
+        raise InputError(
+            f"total_steps={config.total_steps}: expected at least {math.ceil(samples / shortest)}, so that every stage "
+            f"has a rollout of num_envs x ppo.rollout_steps = {samples}"
         )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gorl_robotics import __version__, checkpoint
-from gorl_robotics.config import Config, to_yaml
+from gorl_robotics.config import Config, config_values, from_yaml, resolve, to_yaml
+from gorl_robotics.errors import InputError
 from gorl_robotics.files import atomic
+
+# Settings that a run may go on with changed; the others decide sizes or the meaning of what was learnt.
+CHANGEABLE = ("device", "threads", "total_steps", "checkpoint_seconds", "evaluation_worlds")
 
 
 def create(config: Config) -> Path:
@@ -54,6 +61,26 @@ def continued(path: Path, config: Config, stage: int) -> Path:
         discard(folder)
         raise
     return folder
+
+
+def reopen(given: Mapping[str, Any], setting: str) -> tuple[Path, dict[str, Any], Config]:
+    """The checkpoint that `setting` names: its path, content and configuration, with the few settings that may change.
+
+    Raises:
+        InputError: it does not exist, cannot be read, or `given` asks for what cannot change any more.
+    """
+    if not given.get(setting):
+        raise InputError(f"{setting}=RUN is missing; expected a run folder or a checkpoint in one")
+    path = checkpoint.find(Path(given[setting]))
+    saved = checkpoint.load(path)
+    config = from_yaml(saved["config"])
+    if given.get("total_steps", math.inf) < config.total_steps:
+        raise InputError(f"total_steps={given['total_steps']}: the run in {path} has {config.total_steps}; raise it")
+    changed = resolve({name: given[name] for name in CHANGEABLE if name in given}, config_values(config))
+    for name, value in config_values(changed).items():
+        if name in given and name not in (*CHANGEABLE, setting, "test", "config") and given[name] != value:
+            raise InputError(f"{name}={given[name]}: the run in {path} has {name}={value}, which cannot change")
+    return path, saved, changed
 
 
 def discard(folder: Path) -> None:
