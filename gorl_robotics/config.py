@@ -86,7 +86,7 @@ class Storage:
 class Config:
     """All settings of a run."""
 
-    task: str = _setting("", "what to train; `python -c 'import tasks; print(tasks.names())'` lists them")
+    task: str = _setting("", "what to train; `python -m tasks` lists them")
     num_envs: int = _setting(4096, "worlds that are learnt from", low=1)
     total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
     seed: int = _setting(0, "of every random number", low=0, high=2**63 - 1)

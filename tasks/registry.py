@@ -46,4 +46,5 @@ def make(name: str) -> Task:
 @cache
 def _load_all() -> None:
     for module in pkgutil.iter_modules(tasks.__path__):
-        importlib.import_module(f"tasks.{module.name}")
+        if module.name != "__main__":
+            importlib.import_module(f"tasks.{module.name}")

@@ -22,6 +22,7 @@ from envs.fields import FIELD_SHAPES, Fields, field_shape
 from envs.task import InitialState, State, Task
 from envs.vector_env import action_range
 from gorl_robotics.errors import InputError
+from tasks import __main__ as listing
 from tasks.hopper import HopperStand
 from tasks.rewards import small_control, tolerance
 
@@ -367,3 +368,15 @@ def test_one_name_for_two_tasks_is_refused() -> None:
     with pytest.raises(InputError, match=r"'HopperHop' is defined twice: in tasks\.hopper and elsewhere"):
         tasks.register("HopperHop")(Impostor)
     assert type(tasks.make("HopperHop")).__module__ == "tasks.hopper"
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def test_every_task_is_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    listing.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert set(tasks.names()) <= {words[0] for words in lines if words}
+    (hopper,) = (words for words in lines if words and words[0] == "HopperStand")
+    assert hopper[-6:] == ["15", "4", "0.02", "s", "0.005", "s"]
