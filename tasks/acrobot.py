@@ -8,12 +8,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import tolerance
+from tasks.suite import suite_model
 
 TARGET_RADIUS = 0.2  # m, of the sphere 4 m up, where the tip is when both arms point straight up
 
@@ -34,11 +34,8 @@ class Acrobot(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's acrobot with Euler integration instead of RK4, as in Playground."""
-        spec = load("suite:acrobot")
+        spec = suite_model("acrobot", iterations=2, ls_iterations=4)
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_EULER
-        spec.option.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 2, 4
         return spec
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import mujoco
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
+from tasks.suite import suite_model
 
 MARGIN = 0.025  # m: half the width of the space in the cup, 0.05, less the ball's radius
 
@@ -34,10 +34,7 @@ class BallInCup(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's ball in cup; explicit Euler damping off and fewer solver iterations, as in Playground."""
-        spec = load("suite:ball_in_cup")
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 1, 4
-        return spec
+        return suite_model("ball_in_cup", iterations=1, ls_iterations=4)
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:
         """Cup in the middle, ball hanging 0.4 m below it, at rest: the same for every world."""

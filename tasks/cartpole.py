@@ -8,12 +8,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import tolerance
+from tasks.suite import suite_model
 
 
 class Cartpole(Task):
@@ -32,11 +32,8 @@ class Cartpole(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's cart-pole with Euler integration instead of RK4, as in Playground."""
-        spec = load("suite:cartpole")
+        spec = suite_model("cartpole", iterations=1, ls_iterations=4)
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_EULER
-        spec.option.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 1, 4
         return spec
 
     def observe(self, sim: Fields, state: State) -> dict[str, Tensor]:

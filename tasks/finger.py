@@ -9,11 +9,11 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
+from tasks.suite import suite_model
 
 SPIN_SPEED = 15.0  # rad/s
 SPIN_DAMPING = 0.03  # N m s/rad; the suite's spinner is braked more, to make it stay where it was turned to
@@ -41,11 +41,9 @@ class Finger(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's finger with Playground's integrator, cone and collisions, and a target that can be moved."""
-        spec = load("suite:finger")
+        spec = suite_model("finger", iterations=2, ls_iterations=8)
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         spec.option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 2, 8
         for name in ("proximal_decoration", "spinner_decoration"):
             spec.geom(name).contype = spec.geom(name).conaffinity = 0
         target = spec.site("target")

@@ -6,12 +6,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import tolerance
+from tasks.suite import suite_model
 
 REACH = 0.045  # m, radii of mouth (0.005) and target (0.04)
 JOINT_START = 0.2  # rad
@@ -40,9 +40,8 @@ class FishSwim(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's fish with a massive sphere in its torso and a target that can be moved, as in Playground."""
-        spec = load("suite:fish")
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP | mujoco.mjtDisableBit.mjDSBL_CONTACT
-        spec.option.iterations, spec.option.ls_iterations = 2, 6
+        spec = suite_model("fish", iterations=2, ls_iterations=6)
+        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
         massive = spec.geom("torso_massive")
         massive.type, massive.size = mujoco.mjtGeom.mjGEOM_SPHERE, (0.03, 0.0, 0.0)
         target = spec.geom("target")

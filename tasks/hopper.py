@@ -8,12 +8,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import small_control, tolerance
+from tasks.suite import planar_pose, suite_model
 
 STAND_HEIGHT = 0.6  # m, torso above foot
 HOP_SPEED = 2.0  # m/s
@@ -35,19 +35,11 @@ class Hopper(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's hopper; explicit Euler damping off and fewer solver iterations, as in Playground."""
-        spec = load("suite:hopper")
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 4, 10
-        return spec
+        return suite_model("hopper", iterations=4, ls_iterations=10)
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:
         """Any pitch, joints anywhere in their ranges, torso at 1 m, at rest."""
-        ranges = sim.tensor(sim.model.jnt_range[3:])
-        qpos = sim.default_qpos()
-        qpos[:, :2] = 0.0
-        qpos[:, 2] = math.pi * (2 * random.uniform() - 1)
-        qpos[:, 3:] = ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * random.uniform(4)
-        return InitialState(qpos, sim.zero_qvel())
+        return InitialState(planar_pose(sim, random), sim.zero_qvel())
 
     def observe(self, sim: Fields, state: State) -> dict[str, Tensor]:
         """Everything but the root's x, which the dynamics do not depend on."""

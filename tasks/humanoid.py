@@ -8,12 +8,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import small_control, tolerance
+from tasks.suite import suite_model
 
 HEAD_HEIGHT = 1.4  # m
 WALK_SPEED = 1.0  # m/s
@@ -51,12 +51,10 @@ class Humanoid(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's humanoid without touch sensors; Euler damping off and fewer iterations, as in Playground."""
-        spec = load("suite:humanoid")
+        spec = suite_model("humanoid", iterations=4, ls_iterations=8)
         for sensor in list(spec.sensors):
             if sensor.type == mujoco.mjtSensor.mjSENS_TOUCH:
                 spec.delete(sensor)
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 4, 8
         return spec
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:

@@ -8,12 +8,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import tolerance
+from tasks.suite import suite_model
 
 COSINE_BOUND = math.cos(math.radians(8))
 
@@ -37,11 +37,7 @@ class PendulumSwingup(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's pendulum; energy not computed, Euler damping off, fewer iterations, as in Playground."""
-        spec = load("suite:pendulum")
-        spec.option.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 4, 8
-        return spec
+        return suite_model("pendulum", iterations=4, ls_iterations=8)
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:
         """Anywhere between up and down on one side, as in Playground (dm_control: on both), at rest."""

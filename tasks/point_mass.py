@@ -5,12 +5,12 @@ from __future__ import annotations
 import mujoco
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import small_control, tolerance
+from tasks.suite import suite_model
 
 TARGET_RADIUS = 0.015  # m
 
@@ -33,10 +33,7 @@ class PointMass(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's point mass; explicit Euler damping off and fewer solver iterations, as in Playground."""
-        spec = load("suite:point_mass")
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 1, 4
-        return spec
+        return suite_model("point_mass", iterations=1, ls_iterations=4)
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:
         """Anywhere in the arena, at rest."""

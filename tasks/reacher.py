@@ -9,12 +9,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import tolerance
+from tasks.suite import suite_model
 
 FINGER_RADIUS = 0.01  # m
 TARGET_PLANE = 0.01  # m, height in which finger and target lie
@@ -41,7 +41,7 @@ class Reacher(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's reacher with the target on a mocap body and without the geom `root`, as in Playground."""
-        spec = load("suite:reacher")
+        spec = suite_model("reacher", iterations=1, ls_iterations=6)
         spec.delete(spec.geom("root"))
         spec.delete(spec.geom("target"))
         spec.worldbody.add_body(name="target", mocap=True, pos=[0, 0, TARGET_PLANE]).add_geom(
@@ -51,8 +51,6 @@ class Reacher(Task):
             material="target",
             density=1000 * (0.05 / self.target_radius) ** 3,  # weighs what one of 5 cm does, as in Playground
         )
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 1, 6
         return spec
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:

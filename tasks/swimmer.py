@@ -8,12 +8,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import tolerance
+from tasks.suite import suite_model
 
 LINKS = 6
 LINK_LENGTH = 0.1  # m
@@ -42,13 +42,11 @@ class SwimmerSwimmer6(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's swimmer with its segments, and the target and its light on a mocap body, as in Playground."""
-        spec = load("suite:swimmer")
+        spec = suite_model("swimmer", iterations=4, ls_iterations=8)
         _add_segments(spec)
         _move_target(spec)
         for geom in spec.geoms:
             geom.contype = geom.conaffinity = 0
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 4, 8
         return spec
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:

@@ -8,12 +8,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from assets import load
 from envs.draws import Draws
 from envs.fields import Fields
 from envs.task import InitialState, State, Task, Timing
 from tasks.registry import register
 from tasks.rewards import tolerance
+from tasks.suite import planar_pose, suite_model
 
 STAND_HEIGHT = 1.2  # m, torso above the floor
 WALK_SPEED = 1.0  # m/s
@@ -39,19 +39,11 @@ class Walker(Task):
 
     def model(self) -> mujoco.MjSpec:
         """The suite's walker; explicit Euler damping off and fewer solver iterations, as in Playground."""
-        spec = load("suite:walker")
-        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-        spec.option.iterations, spec.option.ls_iterations = 2, 5
-        return spec
+        return suite_model("walker", iterations=2, ls_iterations=5)
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:
         """Any pitch, joints anywhere in their ranges, torso at 1.3 m (so limbs may start in the floor), at rest."""
-        ranges = sim.tensor(sim.model.jnt_range[3:])
-        qpos = sim.default_qpos()
-        qpos[:, :2] = 0.0
-        qpos[:, 2] = math.pi * (2 * random.uniform() - 1)
-        qpos[:, 3:] = ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * random.uniform(6)
-        return InitialState(qpos, sim.zero_qvel())
+        return InitialState(planar_pose(sim, random), sim.zero_qvel())
 
     def observe(self, sim: Fields, state: State) -> dict[str, Tensor]:
         """How every body is pitched, and all velocities; not where the walker is, its height included."""
