@@ -179,6 +179,7 @@ class Trainer:
             steps_per_second=speed,
             monitor_return=known["return/monitor_mean"],
             training_return=known["return/training_mean"],
+            extra={"KL": row["policy/kl"], "latent std": row["policy/std"]},
         )
 
     def _write(self, values: dict[str, float]) -> None:

@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,12 @@ def collect(run: Path, commit: str, hardware: str, command: str) -> dict[str, An
         "steps_per_second": {"rollouts_and_updates": round(samples * len(iterations) / learning)},
         "evaluations": [_evaluation(row) for row in evaluations],
         "final": _evaluation(evaluations[-1]),
-        "curve": {name: [_number(row[name]) for row in iterations] for name in CURVE},
+        "curve": {name: [_number(row[name]) for row in iterations] for name in _curves(rows[0])},
     }
+
+
+def _curves(columns: Iterable[str]) -> list[str]:
+    return [name for name in columns if name in CURVE or name.startswith(("policy/", "loss/"))]
 
 
 def _evaluation(row: dict[str, str]) -> dict[str, float | None]:

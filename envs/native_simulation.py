@@ -73,10 +73,7 @@ class NativeSimulation(Simulation):
 
     def _bind(self, model: mujoco.MjModel, name: str) -> Tensor:
         array: np.ndarray = self._batch.bind(name)
-        if name in ("qacc_warmstart",):
-            shape: tuple[int, ...] = (model.nv,)
-        else:
-            shape = field_shape(model, name)
+        shape = (model.nv,) if name == "qacc_warmstart" else field_shape(model, name)
         with warnings.catch_warnings():
             # Outputs are read-only arrays, which torch cannot express; tasks only read them.
             warnings.simplefilter("ignore", UserWarning)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gorl_robotics.config import Config
 from gorl_robotics.rollout import Rollout
-from gorl_robotics.storage import Recording, RolloutWriter
+from gorl_robotics.storage import RolloutWriter, read_rollouts
 
 _FITTED = ("observation", "action")
 
@@ -110,6 +110,6 @@ class Recorder:
             return []
         # Without a writer the run was interrupted after the stage's last rollout: the checkpoint knows how much counts.
         stop = self._rows if self._writer is None else None
-        with Recording(self.path) as recording:
+        with read_rollouts(self.path) as recording:
             arrays = recording.read(_FITTED, stop=stop)
         return [{name: torch.from_numpy(array) for name, array in arrays.items()}]

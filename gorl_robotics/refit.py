@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +33,12 @@ def refit(
     action: Tensor,
     config: Refit,
     generator: torch.Generator,
-    progress: Callable[[float], None] = lambda done: None,
 ) -> RefitResult:
     """Fits `decoder` in place, from new weights, to (S, N, obs) observations and (S, N, a) pre-tanh actions.
 
     The noise is drawn independently of the latents that gave the actions: the decoder learns the distribution of
-    actions in a state, so that z ~ N(0, I) reproduces it. Some worlds are kept
-    for validation, with all of their episodes; the weights with the best validation loss are the ones that remain.
+    actions in a state, so that z ~ N(0, I) reproduces it. Some worlds are kept for validation, with all of their
+    episodes; the weights with the best validation loss are the ones that remain.
 
     Args:
         decoder: on the tensors' device.
@@ -48,7 +46,6 @@ def refit(
         action: what the decoder shall give.
         config: settings.
         generator: of every random number here; on the same device.
-        progress: is told the share of updates done now and then.
     """
     training, validation = _split(observation, action, config.validation, generator)
     decoder.restart(generator)
@@ -65,7 +62,6 @@ def refit(
                 loss = float(decoder.loss(*held_out))
             if loss < best:
                 best, best_update, best_weights = loss, update, _copy(decoder)
-            progress(update / config.updates)
     decoder.network.load_state_dict(best_weights)
     return RefitResult(training[0].shape[0], config.updates, float(fit.loss), best, best_update)
 

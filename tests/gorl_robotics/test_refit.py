@@ -174,16 +174,6 @@ def test_the_rate_falls_to_zero_along_a_cosine(monkeypatch: pytest.MonkeyPatch) 
     assert rates[1] + rates[10] == pytest.approx(0.02)  # a cosine is symmetric about its middle
 
 
-@pytest.mark.parametrize("updates", [3, 40, 45])
-def test_progress_is_told_up_to_the_end(updates: int) -> None:
-    told: list[float] = []
-    generator = torch.Generator().manual_seed(0)
-    refit(decoder(), *numbered(), settings(updates), generator, told.append)
-    assert told[-1] == 1.0
-    assert told == sorted(set(told))
-    assert min(3, updates) <= len(told) <= 23
-
-
 def test_the_generator_decides_everything() -> None:
     fitted = []
     for torch_seed, seed in ((1, 5), (2, 5), (1, 6)):
