@@ -16,7 +16,7 @@ _FREQUENCIES = 4
 
 
 class VelocityField(nn.Module):
-    """A network v(observation, x, t), and the equal steps that lead along it from t = 1 to the pre-tanh action at 0.
+    """A network v(observation, x, t), and the steps that lead along it from t = 1 to the pre-tanh action at 0.
 
     With a zero last layer, as at first, a path stays where it begins.
 
@@ -26,18 +26,28 @@ class VelocityField(nn.Module):
         hidden: widths of the network's hidden layers.
         steps: of a path.
         scale: the network's output is multiplied by this.
+        divisors: the velocity over this is a step, for each step from t = 1 on; without them all are `steps`.
     """
 
     clock: Tensor
+    divisor: Tensor
 
     def __init__(
-        self, observation_size: int, action_size: int, hidden: Sequence[int], steps: int, scale: float = 1.0
+        self,
+        observation_size: int,
+        action_size: int,
+        hidden: Sequence[int],
+        steps: int,
+        scale: float = 1.0,
+        divisors: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.steps, self.action_size, self.scale = steps, action_size, scale
         self._observation_size = observation_size
         self.network = mlp(observation_size + action_size + 2 * _FREQUENCIES, hidden, action_size)
         self.register_buffer("clock", _embed((torch.arange(steps, 0, -1) / steps).unsqueeze(1)))
+        self._divisors = [each / scale for each in divisors or [float(steps)] * steps]
+        self.register_buffer("divisor", torch.tensor(self._divisors), persistent=False)  # of the network's output
         self.restart()
 
     def velocity(self, observation: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -50,7 +60,7 @@ class VelocityField(nn.Module):
             from gorl_robotics.flow_kernel import decode
 
             base, clock, moved, hidden, last = self._prepared(observation)
-            return decode(base, clock, moved, hidden, last, z, self.steps / self.scale)
+            return decode(base, clock, moved, hidden, last, z, self.divisor)
         return self.path(observation, z)[-1]
 
     def path(self, observation: Tensor, z: Tensor, kicks: Tensor | None = None) -> list[Tensor]:
@@ -62,7 +72,7 @@ class VelocityField(nn.Module):
             h = F.silu(base + clock[step] + F.linear(x, moved))
             for layer in hidden:
                 h = F.silu(layer(h))
-            x = x - last(h) / (self.steps / self.scale)
+            x = x - last(h) / self._divisors[step]
             points.append(x if kicks is None else x + kicks[:, step])
         return points
 
@@ -99,12 +109,17 @@ class Decoder(VelocityField, ABC):
     """
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], steps: int) -> None:
-        super().__init__(observation_size, action_size, hidden, steps)
+        super().__init__(observation_size, action_size, hidden, steps, divisors=self.divisors_of(steps))
         self.normaliser = Normaliser(observation_size)
 
     def forward(self, observation: Tensor, z: Tensor) -> Tensor:
         """Decodes: raw observation (N, obs) and latent (N, a) to the pre-tanh action (N, a)."""
         return self.integrate(self.normaliser(observation), z)
+
+    @staticmethod
+    def divisors_of(steps: int) -> list[float]:
+        """The divisors of a decoding; see `VelocityField`."""
+        return [float(steps)] * steps
 
     @abstractmethod
     def loss(self, observation: Tensor, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:

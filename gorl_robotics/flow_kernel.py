@@ -28,8 +28,8 @@ def _decode(  # type: ignore[no-untyped-def]
     last_bias,
     z,
     out,
-    rows,
     divisor,
+    rows,
     size: tl.constexpr,
     padded: tl.constexpr,
     width: tl.constexpr,
@@ -53,7 +53,7 @@ def _decode(  # type: ignore[no-untyped-def]
             w = tl.load(hidden + layer * width * width + unit[None, :] * width + unit[:, None])
             b = tl.load(hidden_bias + layer * width + unit)
             h = _silu(tl.dot(h, w, input_precision="ieee") + b[None, :])
-        x -= (tl.dot(h, w_last, input_precision="ieee") + b_last[None, :]) / divisor
+        x -= (tl.dot(h, w_last, input_precision="ieee") + b_last[None, :]) / tl.load(divisor + step)
     tl.store(out + row[:, None] * size + axis[None, :], x, mask=here & real[None, :])
 
 
@@ -64,9 +64,9 @@ def decode(
     hidden: Sequence[nn.Linear],
     last: nn.Linear,
     z: Tensor,
-    divisor: float,
+    divisor: Tensor,
 ) -> Tensor:
-    """Equal steps from z to the pre-tanh action, in float32 throughout.
+    """The steps from z to the pre-tanh action, in float32 throughout.
 
     Args:
         base: what the first layer makes of the observation, bias included, (N, width).
@@ -75,7 +75,7 @@ def decode(
         hidden: the layers between, (width, width) each.
         last: the output layer, (a, width).
         z: where the path begins, (N, a).
-        divisor: a step is the network's output over this.
+        divisor: the network's output over this is a step, (steps,).
     """
     rows, size = z.shape
     width = base.shape[1]
@@ -90,8 +90,8 @@ def decode(
         last.bias,
         z.contiguous(),
         out,
+        divisor,
         rows,
-        float(divisor),
         size,
         max(16, triton.next_power_of_2(size)),
         width,
