@@ -59,9 +59,11 @@ def test_a_run_leaves_its_curve_recordings_and_export(trained: tuple[str, Path, 
 
 
 def test_it_goes_on_exactly(trained: tuple[str, Path, Ended], tmp_path: Path) -> None:
-    ended = here([f"resume={trained[1]}/checkpoints/stage-1.pt"], tmp_path)
+    """From a copy of the first stage's checkpoint to the last iteration; what follows changes nothing any more."""
+    with signalled(STAGE_ENDS[-1], signal.SIGINT):
+        ended = here([f"resume={trained[1]}/checkpoints/stage-1.pt"], tmp_path)
     assert (ended.code, ended.err) == (0, "")
-    assert curve(only_run(tmp_path)) == curve(trained[1])
+    assert curve(only_run(tmp_path)) == curve(trained[1])[:-1]
     assert same_policy(only_run(tmp_path), trained[1])
 
 
