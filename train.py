@@ -191,9 +191,9 @@ class Trainer:
         provenance["method"] = self.config.method
         provenance["observation_terms"] = ", ".join(self.env.layout.observation)
         resumed, self._resumed_recorder = self._resumed_recorder, None
-        # What no refit will use is kept of the run's end alone.
-        kept = self.policy.refits or self.stage == len(self.config.stages.fractions) - 1
-        end = stage_end if kept else math.inf
+        # The last stage's samples are kept to be looked at, those of the others for a refit.
+        last = self.stage == len(self.config.stages.fractions) - 1
+        end = stage_end if (self.config.storage.enabled if last else self.policy.refits) else math.inf
         return Recorder(path, self.collector.rollout, end, self.config, provenance, resumed)
 
     def _save(self, recorder: Recorder | None, name: str | None = None) -> None:

@@ -97,7 +97,9 @@ class Dppo:
 class Storage:
     """Recording of rollouts to HDF5."""
 
-    enabled: bool = _setting(True, "record the samples a refit uses, and the run's last ones; else keep them in memory")
+    enabled: bool = _setting(
+        True, "record the samples a refit uses, and the run's last ones; else a refit's are kept in memory"
+    )
 
 
 @dataclass
