@@ -35,7 +35,7 @@ from gorl_robotics.metrics import MetricsLog
 from gorl_robotics.policy import GorlPolicy
 from gorl_robotics.ppo import METRICS, Learner
 from gorl_robotics.recorder import Recorder
-from gorl_robotics.refit import refit
+from gorl_robotics.refit import doubted, refit
 from gorl_robotics.rollout import Collector
 from gorl_robotics.signals import on_stop
 
@@ -60,7 +60,7 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(config.seed)
         task = tasks.make(config.task)
         seed, threads = config.seed, config.threads
-        self.env = VectorEnv(task, config.num_envs, device=device, seed=seed, monitors=config.monitors, threads=threads)
+        self.env = VectorEnv(task, config.num_envs, device=device, seed=seed, monitors=config.monitors, threads=threads, cut_rate=config.ppo.cut_rate)
         self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
         self.policy = GorlPolicy.from_config(config, self.env.observation_size, self.env.action_size).to(device)
         steps = config.ppo.rollout_steps
@@ -72,7 +72,7 @@ class Trainer:
             device,
             self.generator,
         )
-        self.collector = Collector(self.env, self.policy, steps, self.generator)
+        self.collector = Collector(self.env, self.policy, steps, self.generator, config.ppo.noise_correlation)
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.steps = self.iteration = self.stage = 0
         self.elapsed, self._since = 0.0, time.monotonic()
@@ -124,7 +124,11 @@ class Trainer:
     def _refit(self, recorder: Recorder) -> None:
         """Slow time scale: the decoder learns what the policy does; the latent policy goes back to N(0, I)."""
         self.display.doing("refitting the decoder")
-        observation, action = recorder.data()
+        observation, action, *outcome = recorder.data()
+        if self.config.refit.bound:
+            action = action.clamp(-self.config.refit.bound, self.config.refit.bound)
+        if self.config.refit.doubt:
+            action = doubted(action, *outcome, self.config.refit.doubt, self.generator)
         result = refit(self.policy.decoder, observation, action, self.config.refit, self.generator)
         self.display.note(
             f"refit to {result.samples:,} samples: validation loss {result.validation_loss:.4f} "

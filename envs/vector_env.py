@@ -77,10 +77,12 @@ class VectorEnv:
         device: torch.device | str = "cpu",
         seed: int = 0,
         monitors: int = 0,
+        cut_rate: float = 0.0,
         threads: int = 0,
     ) -> None:
         if num_envs < 1:
             raise InputError(f"num_envs must be at least 1, got {num_envs}")
+        self._cut_rate = cut_rate
         self.task, self.num_envs, self.num_worlds = task, num_envs, num_envs + monitors
         self.device = torch.device(device)
         self.model = task.compile()
@@ -186,7 +188,16 @@ class VectorEnv:
         action = self._action.to(sim.dtype)
         step.reward.copy_(task.reward(sim, self.state, action).where(finite, 0.0))
         step.terminated.copy_(task.terminated(sim, self.state) | ~finite)
-        step.truncated.copy_(self.episode_step >= task.episode_length)
+        over = self.episode_step >= task.episode_length
+        step.truncated.copy_(over)
+        if self._cut_rate:
+            learners = step.truncated[: self.num_envs]
+            cut = self._cut.uniform_(generator=self.generator) < abs(self._cut_rate)
+            if self._cut_rate < 0:
+                recent = self._recent.lerp_(step.reward[: self.num_envs], 0.02)
+                cut = cut & (recent > recent.mean())
+            learners.logical_or_(cut)
+            self._recent.masked_fill_(learners, 0.0)
 
         state = task.update(sim, self.state, self._draws)
         terms = task.observe(sim, state)
@@ -200,7 +211,7 @@ class VectorEnv:
             value.copy_(state[name])
 
         done = step.terminated | step.truncated
-        self._count_return(done)
+        self._count_return(done, step.terminated | over)
         self._begin_next(done)
         return step
 
@@ -268,6 +279,8 @@ class VectorEnv:
         self.last_return = zeros()  # of each world's last whole episode; NaN before the first
         self._whole_episode = zeros(dtype=torch.bool)
         self._action = zeros(self.action_size)
+        self._cut = torch.zeros(self.num_envs, device=device)
+        self._recent = torch.zeros(self.num_envs, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
         self._nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         self.total_nonfinite = 0
@@ -300,9 +313,9 @@ class VectorEnv:
         step.observation.copy_(start.observation.where(column, step.observation))
         step.critic_observation.copy_(start.critic_observation.where(column, step.critic_observation))
 
-    def _count_return(self, done: Tensor) -> None:
+    def _count_return(self, done: Tensor, complete: Tensor) -> None:
         self.episode_return.add_(self.buffers.reward)
-        self.last_return.copy_(self.episode_return.where(done & self._whole_episode, self.last_return))
+        self.last_return.copy_(self.episode_return.where(complete & self._whole_episode, self.last_return))
         self.episode_return.masked_fill_(done, 0.0)
         self.episode_step.masked_fill_(done, 0)
         self._whole_episode.logical_or_(done)

@@ -40,6 +40,9 @@ class Ppo:
     """The fast time scale: PPO on the latent policy."""
 
     rollout_steps: int = _setting(32, "control steps of every world in a rollout", low=1)
+    noise_correlation: float = _setting(0.0, "of the latent noise from one control step to the next", low=0, high=0.99)
+    cut_rate: float = _setting(0.0, "probability per step that a learning world starts anew", low=-1, high=1)
+    prior: float = _setting(0.0, "weight of KL to N(0, I)", low=0)
     epochs: int = _setting(5, "passes over each rollout", low=1)
     minibatches: int = _setting(4, "minibatches a pass is cut into", low=1)
     learning_rate: float = _setting(1e-3, "of critic and policy; the policy's is lowered on large KL", low=0)
@@ -68,6 +71,8 @@ class Refit:
     """Fitting the decoder to recent rollouts."""
 
     samples: int = _setting(4_000_000, "most recent samples of a stage that it is fitted to", low=1)
+    bound: float = _setting(0.0, "experiment", low=0)
+    doubt: float = _setting(0.0, "experiment", low=0)
     updates: int = _setting(3000, "gradient steps", low=1)
     batch: int = _setting(8192, "samples in a gradient step", low=1)
     draws: int = _setting(8, "noise and time draws for each sample", low=1)

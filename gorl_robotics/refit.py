@@ -138,3 +138,24 @@ def _set_statistics(decoder: FlowDecoder, observation: Tensor) -> None:
 
 def _copy(decoder: FlowDecoder) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in decoder.network.state_dict().items()}
+
+
+def doubted(
+    action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, doubt: float, generator: torch.Generator
+) -> Tensor:
+    """Replaces the actions of episodes that earned little by noise."""
+    done = (terminated | truncated).long()
+    steps, worlds = reward.shape
+    episode = done.cumsum(0) - done
+    index = (episode * worlds + torch.arange(worlds, device=reward.device)).flatten()
+    count = int(index.max()) + 1
+    total = torch.zeros(count, device=reward.device).index_add_(0, index, reward.flatten())
+    length = torch.zeros(count, device=reward.device).index_add_(0, index, torch.ones_like(reward).flatten())
+    score = (total / length.clamp(min=1))[index].view(steps, worlds)
+    order = score.flatten().sort().values
+    reference = order[int(0.75 * (len(order) - 1))]
+    keep = (score / (doubt * reference).clamp(min=1e-9)).clamp(0, 1)
+    kept = torch.rand(score.shape, generator=generator, device=score.device) < keep
+    print(f"doubt: kept {kept.float().mean():.3f} of the samples; reference {reference:.3f}")
+    noise = torch.randn(action.shape, generator=generator, device=action.device)
+    return torch.where(kept.unsqueeze(-1), action, noise)
