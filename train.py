@@ -35,7 +35,7 @@ from gorl_robotics.metrics import MetricsLog
 from gorl_robotics.policy import GorlPolicy
 from gorl_robotics.ppo import METRICS, Learner
 from gorl_robotics.recorder import Recorder
-from gorl_robotics.refit import doubted, refit
+from gorl_robotics.refit import refit
 from gorl_robotics.rollout import Collector
 from gorl_robotics.signals import on_stop
 
@@ -60,7 +60,15 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(config.seed)
         task = tasks.make(config.task)
         seed, threads = config.seed, config.threads
-        self.env = VectorEnv(task, config.num_envs, device=device, seed=seed, monitors=config.monitors, threads=threads, cut_rate=config.ppo.cut_rate)
+        self.env = VectorEnv(
+            task,
+            config.num_envs,
+            device=device,
+            seed=seed,
+            monitors=config.monitors,
+            practice=config.practice,
+            threads=threads,
+        )
         self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
         self.policy = GorlPolicy.from_config(config, self.env.observation_size, self.env.action_size).to(device)
         steps = config.ppo.rollout_steps
@@ -72,7 +80,7 @@ class Trainer:
             device,
             self.generator,
         )
-        self.collector = Collector(self.env, self.policy, steps, self.generator, config.ppo.noise_correlation)
+        self.collector = Collector(self.env, self.policy, steps, self.generator)
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.steps = self.iteration = self.stage = 0
         self.elapsed, self._since = 0.0, time.monotonic()
@@ -124,11 +132,7 @@ class Trainer:
     def _refit(self, recorder: Recorder) -> None:
         """Slow time scale: the decoder learns what the policy does; the latent policy goes back to N(0, I)."""
         self.display.doing("refitting the decoder")
-        observation, action, *outcome = recorder.data()
-        if self.config.refit.bound:
-            action = action.clamp(-self.config.refit.bound, self.config.refit.bound)
-        if self.config.refit.doubt:
-            action = doubted(action, *outcome, self.config.refit.doubt, self.generator)
+        observation, action = recorder.data()
         result = refit(self.policy.decoder, observation, action, self.config.refit, self.generator)
         self.display.note(
             f"refit to {result.samples:,} samples: validation loss {result.validation_loss:.4f} "
@@ -162,18 +166,17 @@ class Trainer:
 
     def _report(self, speed: float) -> None:
         """Metrics of an iteration: one transfer from the device."""
-        returns, learners = self.env.last_return, self.config.num_envs
-        watched = returns[learners:]
+        watched = self.env.last_return[self.config.num_envs :]
         numbers = torch.stack(
             [
                 watched.nanmean(),
                 watched.nanquantile(0.1),
-                returns[:learners].nanmean(),
+                self.collector.rollout.reward.mean(),
                 self.learner.policy_rate,
             ]
         )
         values = torch.cat([numbers, self.learner.metrics()]).tolist()
-        names = ("return/monitor_mean", "return/monitor_p10", "return/training_mean", "policy/learning_rate")
+        names = ("return/monitor_mean", "return/monitor_p10", "reward/training_mean", "policy/learning_rate")
         row = dict(zip((*names, *METRICS), values, strict=True))
         self._write({**row, "time/steps_per_second": speed})
         known = {name: None if value != value else value for name, value in row.items()}
@@ -182,8 +185,7 @@ class Trainer:
             steps=self.steps,
             steps_per_second=speed,
             monitor_return=known["return/monitor_mean"],
-            training_return=known["return/training_mean"],
-            extra={"KL": row["policy/kl"], "latent std": row["policy/std"]},
+            extra={"training reward": row["reward/training_mean"], "KL": row["policy/kl"], "latent std": row["policy/std"]},
         )
 
     def _write(self, values: dict[str, float]) -> None:
@@ -242,7 +244,7 @@ class Trainer:
 COLUMNS = (
     "return/monitor_mean",
     "return/monitor_p10",
-    "return/training_mean",
+    "reward/training_mean",
     "policy/learning_rate",
     *METRICS,
     *(f"evaluation/{kind}_{what}" for kind in ("deterministic", "stochastic") for what in ("mean", "std", "p10")),

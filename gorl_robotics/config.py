@@ -40,11 +40,8 @@ class Ppo:
     """The fast time scale: PPO on the latent policy."""
 
     rollout_steps: int = _setting(32, "control steps of every world in a rollout", low=1)
-    noise_correlation: float = _setting(0.0, "of the latent noise from one control step to the next", low=0, high=0.99)
-    cut_rate: float = _setting(0.0, "probability per step that a learning world starts anew", low=-1, high=1)
-    prior: float = _setting(0.0, "weight of KL to N(0, I)", low=0)
-    epochs: int = _setting(5, "passes over each rollout", low=1)
-    minibatches: int = _setting(4, "minibatches a pass is cut into", low=1)
+    epochs: int = _setting(4, "passes over each rollout", low=1)
+    minibatches: int = _setting(16, "minibatches a pass is cut into", low=1)
     learning_rate: float = _setting(1e-3, "of critic and policy; the policy's is lowered on large KL", low=0)
     target_kl: float = _setting(0.01, "KL per minibatch that the policy's learning rate aims at", low=0)
     clip: float = _setting(0.2, "PPO's clip range of the probability ratio", low=0)
@@ -60,7 +57,7 @@ class Stages:
     """The slow time scale: how training is divided, with a refit of the decoder between stages."""
 
     fractions: list[float] = _setting(
-        [0.15, 0.15, 0.15, 0.15, 0.2, 0.2], "share of total_steps of each stage; they sum to 1"
+        [0.12, 0.12, 0.16, 0.2, 0.4], "share of total_steps of each stage; they sum to 1"
     )
     first_regularisation: float = _setting(5e-4, "weight of mean(μ²)+mean(σ²) in the first stage", low=0)
     later_regularisation: float = _setting(1e-3, "the same in later stages", low=0)
@@ -71,8 +68,7 @@ class Refit:
     """Fitting the decoder to recent rollouts."""
 
     samples: int = _setting(4_000_000, "most recent samples of a stage that it is fitted to", low=1)
-    bound: float = _setting(0.0, "experiment", low=0)
-    doubt: float = _setting(0.0, "experiment", low=0)
+    action_bound: float = _setting(2.5, "pre-tanh actions are clipped to ± this first: tanh(2.5) = 0.987", low=0.1)
     updates: int = _setting(3000, "gradient steps", low=1)
     batch: int = _setting(8192, "samples in a gradient step", low=1)
     draws: int = _setting(8, "noise and time draws for each sample", low=1)
@@ -98,6 +94,9 @@ class Config:
     device: str = _setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
     threads: int = _setting(0, "CPU threads of the physics on a CPU; 0 takes every core", low=0)
     monitors: int = _setting(128, "further worlds that act without noise and are only watched", low=1)
+    practice: float = _setting(
+        0.01, "probability per step of cutting short a world that does better than the mean", low=0, high=1
+    )
     evaluation_worlds: int = _setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
     checkpoint_seconds: float = _setting(30.0, "most that a killed run loses, in seconds of training", low=0)
     runs: str = _setting("runs", "folder that run folders are made in")
@@ -119,7 +118,6 @@ CPU_DEFAULTS: dict[str, Any] = {
     "total_steps": 1_500_000,
     "evaluation_worlds": 64,
     "networks.critic": [128, 128, 128],
-    "ppo.epochs": 4,
     "ppo.minibatches": 8,
     "stages.fractions": [0.4, 0.2, 0.4],
     "refit.samples": 250_000,

@@ -37,7 +37,6 @@ def policy_loss(
     clip: float,
     entropy_weight: float,
     regularisation: Tensor,
-    prior: float = 0.0,
 ) -> PolicyLoss:
     """Clipped surrogate, minus an entropy bonus, plus a pull of μ and σ towards zero.
 
@@ -57,8 +56,6 @@ def policy_loss(
     entropy = gaussian_entropy(std).mean()
     pull = (mean**2).mean() + (std**2).mean()
     loss = -surrogate - entropy_weight * entropy + regularisation * pull
-    if prior:
-        loss = loss + prior * 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).sum(-1).mean()
     # Schulman's low-variance estimator of KL(old, new), never negative.
     kl = (ratio - 1 - log_ratio).detach().mean()
     clipped = ((ratio.detach() - 1).abs() > clip).float().mean()
@@ -202,7 +199,6 @@ class Learner:
             self.config.clip,
             self.config.entropy,
             self.regularisation,
-            self.config.prior,
         )
         self._descend(terms.loss, self.policy.latent, self.policy_optimizer)
         self._adapt_rate(terms.kl)

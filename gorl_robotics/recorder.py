@@ -13,7 +13,7 @@ from gorl_robotics.config import Config
 from gorl_robotics.rollout import Rollout
 from gorl_robotics.storage import RolloutWriter, read_rollouts
 
-_FITTED = ("observation", "action", "reward", "terminated", "truncated")
+_FITTED = ("observation", "action")
 
 
 class Recorder:
@@ -63,7 +63,7 @@ class Recorder:
         if self._writer is None or self.failure is not None:
             self._memory.append({name: getattr(self._rollout, name).clone() for name in _FITTED})
 
-    def data(self) -> tuple[Tensor, ...]:
+    def data(self) -> tuple[Tensor, Tensor]:
         """Closes the file and gives all that was recorded: observations (S, N, obs) and actions (S, N, a)."""
         parts = self._from_file() + self._memory
         if not parts:  # the disk failed under the stage's last rollout

@@ -37,7 +37,8 @@ def refit(
     """Fits `decoder` in place, from new weights, to (S, N, obs) observations and (S, N, a) pre-tanh actions.
 
     The noise is drawn independently of the latents that gave the actions: the decoder learns the distribution of
-    actions in a state, so that z ~ N(0, I) reproduces it. Some worlds are kept for validation, with all of their
+    actions in a state, so that z ~ N(0, I) reproduces it. Actions are clipped where tanh is flat: without it, what a
+    decoder gives, and the policy moves on from, grows from refit to refit. Some worlds are kept for validation, with all of their
     episodes; the weights with the best validation loss are the ones that remain.
 
     Args:
@@ -47,6 +48,7 @@ def refit(
         config: settings.
         generator: of every random number here; on the same device.
     """
+    action = action.clamp(-config.action_bound, config.action_bound)
     training, validation = _split(observation, action, config.validation, generator)
     decoder.restart(generator)
     _set_statistics(decoder, training[0])
@@ -138,24 +140,3 @@ def _set_statistics(decoder: FlowDecoder, observation: Tensor) -> None:
 
 def _copy(decoder: FlowDecoder) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in decoder.network.state_dict().items()}
-
-
-def doubted(
-    action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, doubt: float, generator: torch.Generator
-) -> Tensor:
-    """Replaces the actions of episodes that earned little by noise."""
-    done = (terminated | truncated).long()
-    steps, worlds = reward.shape
-    episode = done.cumsum(0) - done
-    index = (episode * worlds + torch.arange(worlds, device=reward.device)).flatten()
-    count = int(index.max()) + 1
-    total = torch.zeros(count, device=reward.device).index_add_(0, index, reward.flatten())
-    length = torch.zeros(count, device=reward.device).index_add_(0, index, torch.ones_like(reward).flatten())
-    score = (total / length.clamp(min=1))[index].view(steps, worlds)
-    order = score.flatten().sort().values
-    reference = order[int(0.75 * (len(order) - 1))]
-    keep = (score / (doubt * reference).clamp(min=1e-9)).clamp(0, 1)
-    kept = torch.rand(score.shape, generator=generator, device=score.device) < keep
-    print(f"doubt: kept {kept.float().mean():.3f} of the samples; reference {reference:.3f}")
-    noise = torch.randn(action.shape, generator=generator, device=action.device)
-    return torch.where(kept.unsqueeze(-1), action, noise)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -78,11 +77,10 @@ class Collector:
         generator: draws the latent noise; on the environment's device.
     """
 
-    def __init__(self, env: Environment, policy: GorlPolicy, steps: int, generator: torch.Generator, correlation: float = 0.0) -> None:
+    def __init__(self, env: Environment, policy: GorlPolicy, steps: int, generator: torch.Generator) -> None:
         self.env, self.policy, self.steps = env, policy, steps
         self.rollout = Rollout.empty(env, steps)
         self._generator = generator
-        self._correlation = correlation
         self._t = torch.zeros(1, dtype=torch.int64, device=env.device)
         self._noise = torch.zeros(env.num_worlds, env.action_size, device=env.device)
         self._finish = captured(self._finish_step, env.device, [env.generator])
@@ -104,12 +102,7 @@ class Collector:
 
     def _act_step(self) -> None:
         env, before = self.env, self.env.buffers
-        noise = self._noise[: env.num_envs]
-        if self._correlation:
-            fresh = torch.empty_like(noise).normal_(generator=self._generator)
-            noise.mul_(self._correlation).add_(fresh, alpha=math.sqrt(1 - self._correlation**2))
-        else:
-            noise.normal_(generator=self._generator)
+        self._noise[: env.num_envs].normal_(generator=self._generator)
         sample = self.policy.act(before.observation, self._noise)
         env.apply(sample.action)
         self._store("observation", before.observation)
