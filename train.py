@@ -18,15 +18,7 @@ import torch
 import tasks
 from envs.vector_env import VectorEnv
 from gorl_robotics import checkpoint, methods, run_folder
-from gorl_robotics.config import (
-    CPU_DEFAULTS,
-    Config,
-    check_budget,
-    help_text,
-    parse_arguments,
-    resolve,
-    to_yaml,
-)
+from gorl_robotics.config import CPU_DEFAULTS, Config, check_budget, help_text, parse_arguments, resolve, to_yaml
 from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.display import Display
 from gorl_robotics.errors import InputError, run_main
@@ -59,7 +51,15 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(config.seed)
         task = tasks.make(config.task)
         seed, threads = config.seed, config.threads
-        self.env = VectorEnv(task, config.num_envs, device=device, seed=seed, monitors=config.monitors, threads=threads)
+        self.env = VectorEnv(
+            task,
+            config.num_envs,
+            device=device,
+            seed=seed,
+            monitors=config.monitors,
+            practice=config.practice,
+            threads=threads,
+        )
         self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
         self.policy = methods.make(config, self.env.observation_size, self.env.action_size).to(device)
         steps = config.ppo.rollout_steps
@@ -156,18 +156,17 @@ class Trainer:
 
     def _report(self, speed: float) -> None:
         """Metrics of an iteration: one transfer from the device."""
-        returns, learners = self.env.last_return, self.config.num_envs
-        watched = returns[learners:]
+        watched = self.env.last_return[self.config.num_envs :]
         numbers = torch.stack(
             [
                 watched.nanmean(),
                 watched.nanquantile(0.1),
-                returns[:learners].nanmean(),
+                self.collector.rollout.reward.mean(),
                 self.learner.policy_rate,
             ]
         )
         values = torch.cat([numbers, self.learner.metrics()]).tolist()
-        names = ("return/monitor_mean", "return/monitor_p10", "return/training_mean", "policy/learning_rate")
+        names = ("return/monitor_mean", "return/monitor_p10", "reward/training_mean", "policy/learning_rate")
         row = dict(zip((*names, *self.learner.metric_names), values, strict=True))
         self._write({**row, "time/steps_per_second": speed})
         known = {name: None if value != value else value for name, value in row.items()}
@@ -176,7 +175,6 @@ class Trainer:
             steps=self.steps,
             steps_per_second=speed,
             monitor_return=known["return/monitor_mean"],
-            training_return=known["return/training_mean"],
             extra={name: row[column] for name, column in SHOWN.items() if column in row},
         )
 
@@ -237,11 +235,11 @@ class Trainer:
         self.display.doing("stopping after this iteration")
 
 
-SHOWN = {"KL": "policy/kl", "latent std": "policy/std"}  # beside the returns, where a method has them
+SHOWN = {"training reward": "reward/training_mean", "KL": "policy/kl", "latent std": "policy/std"}  # where there are
 COLUMNS = (
     "return/monitor_mean",
     "return/monitor_p10",
-    "return/training_mean",
+    "reward/training_mean",
     "policy/learning_rate",
     *METRICS,
     *(f"evaluation/{kind}_{what}" for kind in ("deterministic", "stochastic") for what in ("mean", "std", "p10")),

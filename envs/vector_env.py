@@ -17,6 +17,7 @@ from torch import Tensor
 from envs.draws import BatchDraws, Draws
 from envs.dry_run import Layout, concatenate, dry_run
 from envs.native_simulation import NativeSimulation
+from envs.practice import Practice
 from envs.simulation import Simulation, SimulationError
 from envs.starts import Start, Starts
 from envs.task import Task
@@ -37,7 +38,7 @@ class Step:
     terminal_critic_observation: Tensor
     reward: Tensor  # (W,)
     terminated: Tensor  # (W,) bool: the episode ended for good
-    truncated: Tensor  # (W,) bool: the time limit was reached
+    truncated: Tensor  # (W,) bool: the time limit was reached, or the episode was cut short for practice
 
 
 def make_simulation(
@@ -66,6 +67,7 @@ class VectorEnv:
         device: a torch device; decides the physics engine.
         seed: of every random number drawn here.
         monitors: further worlds, behind the others, that the learner only watches.
+        practice: probability per step of cutting short a world that is learnt from and does well; see `Practice`.
         threads: CPU threads for `mujoco.batch`; 0 takes every core.
     """
 
@@ -77,6 +79,7 @@ class VectorEnv:
         device: torch.device | str = "cpu",
         seed: int = 0,
         monitors: int = 0,
+        practice: float = 0.0,
         threads: int = 0,
     ) -> None:
         if num_envs < 1:
@@ -93,6 +96,7 @@ class VectorEnv:
             make_simulation(task, self.model, supply, self.layout.fields, self.device, threads),
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.practice = Practice(num_envs, practice, self.device)
         self._start_draws: Draws = BatchDraws(supply, self.generator, self.sim.dtype)
         self._draws: Draws = BatchDraws(self.num_worlds, self.generator, self.sim.dtype)
         self._allocate()
@@ -186,7 +190,11 @@ class VectorEnv:
         action = self._action.to(sim.dtype)
         step.reward.copy_(task.reward(sim, self.state, action).where(finite, 0.0))
         step.terminated.copy_(task.terminated(sim, self.state) | ~finite)
-        step.truncated.copy_(self.episode_step >= task.episode_length)
+        over = self.episode_step >= task.episode_length
+        step.truncated.copy_(over)
+        if self.practice.rate:
+            learners = slice(self.num_envs)
+            step.truncated[learners].logical_or_(self.practice.cut(step.reward[learners], self.generator))
 
         state = task.update(sim, self.state, self._draws)
         terms = task.observe(sim, state)
@@ -200,7 +208,9 @@ class VectorEnv:
             value.copy_(state[name])
 
         done = step.terminated | step.truncated
-        self._count_return(done)
+        self._count_return(done, whole=step.terminated | over)
+        if self.practice.rate:
+            self.practice.begin(done[: self.num_envs])
         self._begin_next(done)
         return step
 
@@ -300,9 +310,9 @@ class VectorEnv:
         step.observation.copy_(start.observation.where(column, step.observation))
         step.critic_observation.copy_(start.critic_observation.where(column, step.critic_observation))
 
-    def _count_return(self, done: Tensor) -> None:
+    def _count_return(self, done: Tensor, whole: Tensor) -> None:
         self.episode_return.add_(self.buffers.reward)
-        self.last_return.copy_(self.episode_return.where(done & self._whole_episode, self.last_return))
+        self.last_return.copy_(self.episode_return.where(whole & self._whole_episode, self.last_return))
         self.episode_return.masked_fill_(done, 0.0)
         self.episode_step.masked_fill_(done, 0)
         self._whole_episode.logical_or_(done)
@@ -316,6 +326,7 @@ class VectorEnv:
             "last_return": self.last_return,
             "whole_episode": self._whole_episode,
             "cursor": self._cursor,
+            "recent_reward": self.practice.recent,
         }
         named.update({f"state.{name}": value for name, value in self.state.items()})
         return named

@@ -40,8 +40,8 @@ class Ppo:
     """The fast time scale: PPO."""
 
     rollout_steps: int = _setting(32, "control steps of every world in a rollout", low=1)
-    epochs: int = _setting(5, "passes over each rollout", low=1)
-    minibatches: int = _setting(4, "minibatches a pass is cut into", low=1)
+    epochs: int = _setting(4, "passes over each rollout", low=1)
+    minibatches: int = _setting(16, "minibatches a pass is cut into", low=1)
     learning_rate: float = _setting(1e-3, "of critic and policy; the policy's is lowered on large KL", low=0)
     target_kl: float = _setting(
         0.01, "KL per minibatch that the policy's learning rate aims at; inf fixes the rate", low=0
@@ -58,9 +58,7 @@ class Ppo:
 class Stages:
     """The slow time scale: how training is divided; each stage ends with an evaluation and, for GoRL, a refit."""
 
-    fractions: list[float] = _setting(
-        [0.15, 0.15, 0.15, 0.15, 0.2, 0.2], "share of total_steps of each stage; they sum to 1"
-    )
+    fractions: list[float] = _setting([0.12, 0.12, 0.16, 0.2, 0.4], "share of total_steps of each stage; they sum to 1")
     first_regularisation: float = _setting(
         5e-4, "weight of mean(μ²)+mean(σ²) in the first stage; gorl_*, and gaussian in all", low=0
     )
@@ -72,6 +70,7 @@ class Refit:
     """Fitting the decoder to recent rollouts; gorl_flow and gorl_diffusion only."""
 
     samples: int = _setting(4_000_000, "most recent samples of a stage that the decoder is fitted to", low=1)
+    action_bound: float = _setting(2.5, "pre-tanh actions are clipped to ± this first: tanh(2.5) = 0.987", low=0.1)
     updates: int = _setting(3000, "gradient steps", low=1)
     batch: int = _setting(8192, "samples in a gradient step", low=1)
     draws: int = _setting(8, "noise and time draws for each sample", low=1)
@@ -114,6 +113,9 @@ class Config:
     device: str = _setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
     threads: int = _setting(0, "CPU threads of the physics on a CPU; 0 takes every core", low=0)
     monitors: int = _setting(128, "further worlds that act without noise and are only watched", low=1)
+    practice: float = _setting(
+        0.01, "probability per step of cutting short a world that does better than the mean", low=0, high=1
+    )
     evaluation_worlds: int = _setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
     checkpoint_seconds: float = _setting(30.0, "most that a killed run loses, in seconds of training", low=0)
     runs: str = _setting("runs", "folder that run folders are made in")
@@ -134,10 +136,10 @@ class Config:
 CPU_DEFAULTS: dict[str, Any] = {
     "num_envs": 256,
     "monitors": 16,
+    "practice": 0.0,
     "total_steps": 1_500_000,
     "evaluation_worlds": 64,
     "networks.critic": [128, 128, 128],
-    "ppo.epochs": 4,
     "ppo.minibatches": 8,
     "stages.fractions": [0.4, 0.2, 0.4],
     "refit.samples": 250_000,

@@ -34,7 +34,6 @@ class Progress:
     steps_per_second: float | None = None
     recent_speed: float | None = None
     monitor_return: float | None = None
-    training_return: float | None = None
     extra: tuple[tuple[str, float], ...] = ()
 
 
@@ -96,7 +95,6 @@ class Display:
         steps: int,
         steps_per_second: float,
         monitor_return: float | None,
-        training_return: float | None,
         extra: Mapping[str, float] = {},
     ) -> None:
         """Takes the newest numbers.
@@ -106,7 +104,6 @@ class Display:
             steps: steps done in the whole run.
             steps_per_second: speed since the last update.
             monitor_return: return of the deterministic monitor worlds; None while no episode has ended.
-            training_return: return of the stochastic training worlds; None while no episode has ended.
             extra: further numbers to show, by name.
         """
         if math.isfinite(steps_per_second) and steps_per_second > 0:
@@ -114,7 +111,7 @@ class Display:
         # The median: one update that waited for a compilation or a checkpoint says nothing of the rest.
         recent = median(self._speeds) if self._speeds else None
         shown = tuple(extra.items())
-        self._progress = Progress(stage, steps, steps_per_second, recent, monitor_return, training_return, shown)
+        self._progress = Progress(stage, steps, steps_per_second, recent, monitor_return, shown)
         if not self._live and monotonic() >= self._next_line:
             self._next_line = monotonic() + PLAIN_SECONDS
             self.note(self._line())
@@ -130,7 +127,6 @@ class Display:
             ("steps", f"{now.steps:,} / {self._total_steps:,}"),
             ("steps per second", UNKNOWN if now.steps_per_second is None else f"{now.steps_per_second:,.0f}"),
             ("return", _number(now.monitor_return)),
-            ("training return", _number(now.training_return)),
             ("time elapsed", duration(monotonic() - self._started)),
             ("time left", duration(left)),
             *((name, f"{value:.4g}") for name, value in now.extra),

@@ -37,8 +37,9 @@ def refit(
     """Fits `decoder` in place, from new weights, to (S, N, obs) observations and (S, N, a) pre-tanh actions.
 
     The noise is drawn independently of the latents that gave the actions: the decoder learns the distribution of
-    actions in a state, so that z ~ N(0, I) reproduces it. Some worlds are kept for validation, with all of their
-    episodes; the weights with the best validation loss are the ones that remain.
+    actions in a state, so that z ~ N(0, I) reproduces it. Actions are clipped where tanh is flat: without it, what a
+    decoder gives, and the policy moves on from, grows from refit to refit. Some worlds are kept for validation, with
+    all of their episodes; the weights with the best validation loss are the ones that remain.
 
     Args:
         decoder: on the tensors' device.
@@ -47,6 +48,7 @@ def refit(
         config: settings.
         generator: of every random number here; on the same device.
     """
+    action = action.clamp(-config.action_bound, config.action_bound)
     training, validation = _split(observation, action, config.validation, generator)
     decoder.restart(generator)
     _set_statistics(decoder, training[0])

@@ -101,7 +101,7 @@ def test_every_step_is_counted(complete: tuple[Ended, Path]) -> None:
     assert int(found[-1]["steps"]) <= TINY["total_steps"]
     assert [int(row["iteration"]) for row in evaluations(complete[1])] == [0, *STAGE_ENDS]
     # Without any whole episode the tests below would compare a curve of nothing.
-    assert any(math.isfinite(float(row["return/training_mean"])) for row in learnt)
+    assert any(math.isfinite(float(row["return/monitor_mean"])) for row in learnt)
 
 
 def test_the_events_are_the_curve(complete: tuple[Ended, Path]) -> None:
