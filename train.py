@@ -1,4 +1,4 @@
-"""Trains a robot by GoRL: PPO over latents and, between its stages, a refit of the flow decoder.
+"""Trains a robot, by default by GoRL: PPO over latents and, between its stages, a refit of the flow decoder.
 
     python train.py task=HopperStand num_envs=4096
 
@@ -7,6 +7,7 @@ Read from `Trainer.train` on: it is the algorithm. `python train.py --help` list
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,26 +17,16 @@ import torch
 
 import tasks
 from envs.vector_env import VectorEnv
-from gorl_robotics import checkpoint, run_folder
-from gorl_robotics.config import (
-    CPU_DEFAULTS,
-    Config,
-    check_budget,
-    help_text,
-    parse_arguments,
-    resolve,
-    to_yaml,
-)
+from gorl_robotics import checkpoint, methods, run_folder
+from gorl_robotics.config import CPU_DEFAULTS, Config, check_budget, help_text, parse_arguments, resolve, to_yaml
 from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.display import Display
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.evaluation import Evaluator
 from gorl_robotics.export import export_checkpoint
 from gorl_robotics.metrics import MetricsLog
-from gorl_robotics.policy import GorlPolicy
 from gorl_robotics.ppo import METRICS, Learner
 from gorl_robotics.recorder import Recorder
-from gorl_robotics.refit import refit
 from gorl_robotics.rollout import Collector
 from gorl_robotics.signals import on_stop
 
@@ -70,7 +61,7 @@ class Trainer:
             threads=threads,
         )
         self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
-        self.policy = GorlPolicy.from_config(config, self.env.observation_size, self.env.action_size).to(device)
+        self.policy = methods.make(config, self.env.observation_size, self.env.action_size).to(device)
         steps = config.ppo.rollout_steps
         self.learner = Learner(
             self.policy,
@@ -90,7 +81,7 @@ class Trainer:
         self.log = MetricsLog(folder, resume_rows=saved["rows"] if saved else None)
 
     def train(self) -> None:
-        """The algorithm: stages of PPO with the decoder frozen, and between them a refit of the decoder."""
+        """The algorithm: stages of PPO with the decoder frozen and, if there is one, a refit of it between them."""
         fractions = self.config.stages.fractions
         ends = [int(self.config.total_steps * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
         with on_stop(self._ask_to_stop):
@@ -105,7 +96,7 @@ class Trainer:
                     self.display.note(f"stopped; go on with: python train.py resume={self.folder}")
                     return
                 self._evaluate(f"stage {self.stage + 1} ends")
-                if self.stage < len(ends) - 1:
+                if self.policy.refits and self.stage < len(ends) - 1:
                     self._refit(recorder)
                 self._close(recorder)
                 self.stage += 1
@@ -132,14 +123,13 @@ class Trainer:
     def _refit(self, recorder: Recorder) -> None:
         """Slow time scale: the decoder learns what the policy does; the latent policy goes back to N(0, I)."""
         self.display.doing("refitting the decoder")
-        observation, action = recorder.data()
-        result = refit(self.policy.decoder, observation, action, self.config.refit, self.generator)
+        was_generative = self.policy.generative
+        result = self.policy.end_stage(*recorder.data(), self.config.refit, self.generator)
         self.display.note(
             f"refit to {result.samples:,} samples: validation loss {result.validation_loss:.4f} "
             f"at update {result.best_update} of {result.updates}"
         )
-        if not self.policy.generative:
-            self.policy.generative = True
+        if self.policy.generative != was_generative:
             self.collector.recapture()
             self.evaluator.recapture()
         self.learner.restart_policy(self.config.stages.later_regularisation)
@@ -177,7 +167,7 @@ class Trainer:
         )
         values = torch.cat([numbers, self.learner.metrics()]).tolist()
         names = ("return/monitor_mean", "return/monitor_p10", "reward/training_mean", "policy/learning_rate")
-        row = dict(zip((*names, *METRICS), values, strict=True))
+        row = dict(zip((*names, *self.learner.metric_names), values, strict=True))
         self._write({**row, "time/steps_per_second": speed})
         known = {name: None if value != value else value for name, value in row.items()}
         self.display.update(
@@ -185,7 +175,7 @@ class Trainer:
             steps=self.steps,
             steps_per_second=speed,
             monitor_return=known["return/monitor_mean"],
-            extra={"training reward": row["reward/training_mean"], "KL": row["policy/kl"], "latent std": row["policy/std"]},
+            extra={name: row[column] for name, column in SHOWN.items() if column in row},
         )
 
     def _write(self, values: dict[str, float]) -> None:
@@ -196,9 +186,13 @@ class Trainer:
     def _recorder(self, stage_end: int) -> Recorder:
         path = self.folder / "rollouts" / f"stage-{self.stage + 1}-rank-0.h5"
         provenance = {**run_folder.provenance(), "task": self.config.task, "seed": self.config.seed}
+        provenance["method"] = self.config.method
         provenance["observation_terms"] = ", ".join(self.env.layout.observation)
         resumed, self._resumed_recorder = self._resumed_recorder, None
-        return Recorder(path, self.collector.rollout, stage_end, self.config, provenance, resumed)
+        # The last stage's samples are kept to be looked at, those of the others for a refit.
+        last = self.stage == len(self.config.stages.fractions) - 1
+        end = stage_end if (self.config.storage.enabled if last else self.policy.refits) else math.inf
+        return Recorder(path, self.collector.rollout, end, self.config, provenance, resumed)
 
     def _save(self, recorder: Recorder | None, name: str | None = None) -> None:
         """Writes the newest checkpoint and, if named, a copy that stays."""
@@ -241,6 +235,7 @@ class Trainer:
         self.display.doing("stopping after this iteration")
 
 
+SHOWN = {"training reward": "reward/training_mean", "KL": "policy/kl", "latent std": "policy/std"}  # where there are
 COLUMNS = (
     "return/monitor_mean",
     "return/monitor_p10",
@@ -257,7 +252,7 @@ def main() -> None:
     """The command line."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(help_text())
+        print(help_text({"cpu": CPU_DEFAULTS, **{name: kind.defaults for name, kind in methods.METHODS.items()}}))
         return
     given = parse_arguments(arguments)
     if given.get("test"):
@@ -273,7 +268,8 @@ def _start(given: dict[str, Any]) -> None:
         raise InputError(f"task=NAME is missing; known: {', '.join(tasks.names())}")
     task = tasks.make(given["task"])
     device = choose_device(given.get("device", "auto"))
-    config = resolve(given, CPU_DEFAULTS if device.type == "cpu" else {}, task.overrides)
+    method = methods.find(given.get("method", Config().method))
+    config = resolve(given, CPU_DEFAULTS if device.type == "cpu" else {}, method.defaults, task.overrides)
     check_budget(config)
     _train(config, run_folder.create(config))
 
@@ -291,7 +287,7 @@ def _resume(given: dict[str, Any]) -> None:
 
 
 def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) -> None:
-    title = f"{config.task} · GoRL · seed {config.seed} · {folder}"
+    title = f"{config.task} · {config.method} · seed {config.seed} · {folder}"
     with Display(title, config.total_steps, len(config.stages.fractions)) as display:
         try:
             trainer = Trainer(config, folder, display, saved)
@@ -302,11 +298,11 @@ def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) ->
 
 
 def _test(given: dict[str, Any]) -> None:
-    """Evaluates a trained policy, with the latent's mean and with sampled latents, and prints the returns."""
+    """Evaluates a trained policy, without noise and with it, and prints the returns."""
     path, saved, config = run_folder.reopen(given, "checkpoint")
     device = prepare_device(choose_device(config.device))
     env = VectorEnv(tasks.make(config.task), 2 * config.evaluation_worlds, device=device, threads=config.threads)
-    policy = GorlPolicy.from_config(config, env.observation_size, env.action_size).to(device)
+    policy = methods.make(config, env.observation_size, env.action_size).to(device)
     policy.load_state_dict(saved["policy"])
     policy.generative = saved["generative"]
     summary = Evaluator(env, policy, EVALUATION_SEED)().summary()

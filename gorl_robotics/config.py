@@ -1,4 +1,4 @@
-"""Every setting: typed, documented, checked. Defaults < device < task < YAML file < command line."""
+"""Every setting: typed, documented, checked. Defaults < device < method < task < YAML file < command line."""
 
 from __future__ import annotations
 
@@ -29,45 +29,47 @@ def _setting(default: Any, text: str, *, low: float | None = None, high: float |
 class Networks:
     """Sizes of the networks."""
 
-    policy: list[int] = _setting([64, 64, 64], "hidden layers of the latent policy")
+    policy: list[int] = _setting([64, 64, 64], "hidden layers of the network that PPO trains to act")
     critic: list[int] = _setting([256, 256, 256], "hidden layers of the critic")
-    decoder: list[int] = _setting([64, 64, 64, 64], "hidden layers of the flow decoder")
-    flow_steps: int = _setting(10, "Euler steps from latent to action", low=1)
+    decoder: list[int] = _setting([64, 64, 64, 64], "hidden layers of the decoder; gorl_* only")
+    flow_steps: int = _setting(10, "steps from latent or noise to action; not gaussian", low=1)
 
 
 @dataclass
 class Ppo:
-    """The fast time scale: PPO on the latent policy."""
+    """The fast time scale: PPO."""
 
     rollout_steps: int = _setting(32, "control steps of every world in a rollout", low=1)
     epochs: int = _setting(4, "passes over each rollout", low=1)
     minibatches: int = _setting(16, "minibatches a pass is cut into", low=1)
     learning_rate: float = _setting(1e-3, "of critic and policy; the policy's is lowered on large KL", low=0)
-    target_kl: float = _setting(0.01, "KL per minibatch that the policy's learning rate aims at", low=0)
+    target_kl: float = _setting(
+        0.01, "KL per minibatch that the policy's learning rate aims at; inf fixes the rate", low=0
+    )
     clip: float = _setting(0.2, "PPO's clip range of the probability ratio", low=0)
     discount: float = _setting(0.995, "γ of discounted returns", low=0, high=1)
     gae_lambda: float = _setting(0.95, "λ of generalised advantages", low=0, high=1)
-    entropy: float = _setting(0.005, "weight of the latent policy's entropy", low=0)
+    entropy: float = _setting(0.005, "weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = _setting(0.1, "rewards are multiplied by this before learning", low=0)
 
 
 @dataclass
 class Stages:
-    """The slow time scale: how training is divided, with a refit of the decoder between stages."""
+    """The slow time scale: how training is divided; each stage ends with an evaluation and, for GoRL, a refit."""
 
-    fractions: list[float] = _setting(
-        [0.12, 0.12, 0.16, 0.2, 0.4], "share of total_steps of each stage; they sum to 1"
+    fractions: list[float] = _setting([0.12, 0.12, 0.16, 0.2, 0.4], "share of total_steps of each stage; they sum to 1")
+    first_regularisation: float = _setting(
+        5e-4, "weight of mean(μ²)+mean(σ²) in the first stage; gorl_*, and gaussian in all", low=0
     )
-    first_regularisation: float = _setting(5e-4, "weight of mean(μ²)+mean(σ²) in the first stage", low=0)
-    later_regularisation: float = _setting(1e-3, "the same in later stages", low=0)
+    later_regularisation: float = _setting(1e-3, "the same in later stages; gorl_* only", low=0)
 
 
 @dataclass
 class Refit:
-    """Fitting the decoder to recent rollouts."""
+    """Fitting the decoder to recent rollouts; gorl_flow and gorl_diffusion only."""
 
-    samples: int = _setting(4_000_000, "most recent samples of a stage that it is fitted to", low=1)
+    samples: int = _setting(4_000_000, "most recent samples of a stage that the decoder is fitted to", low=1)
     action_bound: float = _setting(2.5, "pre-tanh actions are clipped to ± this first: tanh(2.5) = 0.987", low=0.1)
     updates: int = _setting(3000, "gradient steps", low=1)
     batch: int = _setting(8192, "samples in a gradient step", low=1)
@@ -77,10 +79,26 @@ class Refit:
 
 
 @dataclass
+class Fpo:
+    """What only FPO reads."""
+
+    pairs: int = _setting(8, "pairs of noise and time that estimate a sample's flow loss; fpo only", low=1)
+
+
+@dataclass
+class Dppo:
+    """What only DPPO reads."""
+
+    sigma: float = _setting(0.05, "standard deviation of every denoising step; dppo only", low=1e-6)
+
+
+@dataclass
 class Storage:
     """Recording of rollouts to HDF5."""
 
-    enabled: bool = _setting(True, "record the samples a refit uses, and the run's last ones; else keep them in memory")
+    enabled: bool = _setting(
+        True, "record the samples a refit uses, and the run's last ones; else a refit's are kept in memory"
+    )
 
 
 @dataclass
@@ -88,6 +106,7 @@ class Config:
     """All settings of a run."""
 
     task: str = _setting("", "what to train; `python -m tasks` lists them")
+    method: str = _setting("gorl_flow", "how to train: gorl_flow, gorl_diffusion, gaussian, fpo or dppo")
     num_envs: int = _setting(4096, "worlds that are learnt from", low=1)
     total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
     seed: int = _setting(0, "of every random number", low=0, high=2**63 - 1)
@@ -108,6 +127,8 @@ class Config:
     ppo: Ppo = field(default_factory=Ppo)
     stages: Stages = field(default_factory=Stages)
     refit: Refit = field(default_factory=Refit)
+    fpo: Fpo = field(default_factory=Fpo)
+    dppo: Dppo = field(default_factory=Dppo)
     storage: Storage = field(default_factory=Storage)
 
 
@@ -182,14 +203,14 @@ def config_values(config: Config) -> dict[str, Any]:
     return dict(_flatten(dataclasses.asdict(config)))
 
 
-def help_text() -> str:
-    """One line for each setting: name, default on a GPU and, where it differs, on a CPU, and meaning."""
+def help_text(layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for each setting: name, default, where it differs the default of each named layer, and meaning."""
     lines = ["usage: python train.py task=NAME [SETTING=VALUE ...]", ""]
     for name, setting in _settings(Config):
         default = setting.default_factory() if callable(setting.default_factory) else setting.default
         shown = f"{name}={_show(default)}"
-        if name in CPU_DEFAULTS:
-            shown += f" (cpu {_show(CPU_DEFAULTS[name])})"
+        differs = [f"{layer} {_show(values[name])}" for layer, values in layers.items() if name in values]
+        shown += f" ({', '.join(differs)})" if differs else ""
         lines.append(f"  {shown:<52} {setting.metadata['help']}")
     return "\n".join(lines)
 

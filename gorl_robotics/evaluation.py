@@ -1,4 +1,4 @@
-"""Frozen evaluation: a policy that does not learn, one whole episode in each world, with and without latent noise."""
+"""Frozen evaluation: a policy that does not learn, one whole episode in each world, with and without noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gorl_robotics.environment import Environment
 from gorl_robotics.graphs import captured
-from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.policy import Policy
 
 
 class EpisodicEnvironment(Environment, Protocol):
@@ -28,10 +28,10 @@ class EpisodicEnvironment(Environment, Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns of one episode per world, and how far the decoder moves what the latent alone would do."""
+    """Returns of one episode per world, and how far decoding moves what its beginning alone would do."""
 
-    deterministic: Tensor  # (N,) acting with the latent mean; world i from the i-th start
-    stochastic: Tensor  # (N,) acting with sampled latents; from the N starts behind those
+    deterministic: Tensor  # (N,) acting without noise; world i from the i-th start
+    stochastic: Tensor  # (N,) acting with noise; from the N starts behind those
     displacement: float  # mean |action - tanh z|
 
     def summary(self) -> dict[str, float]:
@@ -55,11 +55,11 @@ class Evaluator:
         seed: of starts and noise.
     """
 
-    def __init__(self, env: EpisodicEnvironment, policy: GorlPolicy, seed: int) -> None:
+    def __init__(self, env: EpisodicEnvironment, policy: Policy, seed: int) -> None:
         self._env, self._policy, self._seed = env, policy, seed
         self._generator = torch.Generator(env.device)
         worlds, device = env.num_worlds, env.device
-        self._noise = torch.zeros(worlds, env.action_size, device=device)
+        self._noise = torch.zeros(worlds, policy.noise_size, device=device)
         self._return = torch.zeros(worlds, device=device)
         self._running = torch.zeros(worlds, dtype=torch.bool, device=device)
         self._moved = torch.zeros((), device=device)

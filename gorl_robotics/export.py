@@ -21,43 +21,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gorl_robotics import __version__, checkpoint, config, player, run_folder
+from gorl_robotics import __version__, checkpoint, config, methods, player, run_folder
 from gorl_robotics.errors import run_main
 from gorl_robotics.onnx_graph import Graph, check, write
-from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.policy import Policy
 
 GOLDEN_PAIRS = 32
 
 
-class _Deterministic(nn.Module):
-    """From raw observations to controls in actuator units, with the latent's mean."""
+class _Exported(nn.Module):
+    """From raw observations, and noise where it is given, to controls in actuator units."""
 
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, policy: GorlPolicy, offset: Tensor, scale: Tensor) -> None:
+    def __init__(self, policy: Policy, offset: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.policy = policy
         self.register_buffer("offset", offset)
         self.register_buffer("scale", scale)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        (obs,) = inputs
-        mean, _ = self.policy.latent(self.policy.normaliser(obs))
-        return self.offset + self.scale * self.policy.decode(obs, mean).tanh()
-
-
-class _Stochastic(_Deterministic):
-    """The same with z = mean + standard deviation · noise."""
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        obs, noise = inputs
-        return self.offset + self.scale * self.policy(obs, noise)
+        return self.offset + self.scale * self.policy(*inputs)
 
 
 def export(
     folder: Path,
-    policy: GorlPolicy,
+    policy: Policy,
     task: Graph,
     *,
     description: Mapping[str, Any],
@@ -99,17 +89,18 @@ def export(
 
 
 def _write_policies(
-    folder: Path, policy: GorlPolicy, action: Mapping[str, Any], observations: Tensor, metadata: str
+    folder: Path, policy: Policy, action: Mapping[str, Any], observations: Tensor, metadata: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Writes and checks both policies; the golden observations and controls."""
     still = copy.deepcopy(policy).cpu().float().requires_grad_(False)
     offset, scale = torch.tensor(action["ctrl_offset"]), torch.tensor(action["ctrl_scale"])
     rows = torch.linspace(0, len(observations) - 1, GOLDEN_PAIRS).long()
     obs = observations.detach().cpu().float()[rows]
-    noise = torch.randn(GOLDEN_PAIRS, len(scale), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(GOLDEN_PAIRS, policy.noise_size, generator=torch.Generator().manual_seed(0))
+    exported = _Exported(still, offset, scale)
     graphs = {
-        "policy.onnx": Graph(_Deterministic(still, offset, scale), {"obs": obs}, ("actions",)),
-        "policy_stochastic.onnx": Graph(_Stochastic(still, offset, scale), {"obs": obs, "noise": noise}, ("actions",)),
+        "policy.onnx": Graph(exported, {"obs": obs}, ("actions",)),
+        "policy_stochastic.onnx": Graph(exported, {"obs": obs, "noise": noise}, ("actions",)),
     }
     expected = {}
     for name, graph in graphs.items():
@@ -118,16 +109,12 @@ def _write_policies(
     return obs.numpy(), expected["policy.onnx"]["actions"]
 
 
-def _metadata(policy: GorlPolicy, description: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+def _metadata(policy: Policy, description: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """The JSON text; Python's floats are written so that they read back exactly."""
     content = {
         "schema_version": player.SCHEMA_VERSION,
         **description,
-        "policy": {
-            "generative": policy.generative,
-            "latent_size": policy.decoder.action_size,
-            "flow_steps": policy.decoder.steps,
-        },
+        "policy": policy.description(),
         "versions": {"gorl_robotics": __version__, "torch": torch.__version__, "mujoco": mujoco.__version__},
         "provenance": provenance,
     }
@@ -182,7 +169,7 @@ def export_checkpoint(run: Path) -> Path:
     task = tasks.make(settings.task)
     model = task.compile()
     layout = dry_run(task, model)
-    policy = GorlPolicy.from_config(settings, layout.observation_size, model.nu)
+    policy = methods.make(settings, layout.observation_size, model.nu)
     policy.load_state_dict(saved["policy"])
     policy.generative = saved["generative"]
     starts, returns = _evaluated(saved, len(settings.stages.fractions))

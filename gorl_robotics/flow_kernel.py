@@ -1,4 +1,4 @@
-"""The whole decoding of the flow as one Triton kernel: fifty small matrix products that never leave the chip."""
+"""The whole decoding as one Triton kernel: fifty small matrix products that never leave the chip."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def _decode(  # type: ignore[no-untyped-def]
     last_bias,
     z,
     out,
+    divisor,
     rows,
     size: tl.constexpr,
     padded: tl.constexpr,
@@ -52,14 +53,20 @@ def _decode(  # type: ignore[no-untyped-def]
             w = tl.load(hidden + layer * width * width + unit[None, :] * width + unit[:, None])
             b = tl.load(hidden_bias + layer * width + unit)
             h = _silu(tl.dot(h, w, input_precision="ieee") + b[None, :])
-        x -= (tl.dot(h, w_last, input_precision="ieee") + b_last[None, :]) / steps
+        x -= (tl.dot(h, w_last, input_precision="ieee") + b_last[None, :]) / tl.load(divisor + step)
     tl.store(out + row[:, None] * size + axis[None, :], x, mask=here & real[None, :])
 
 
 def decode(
-    base: Tensor, clock: Tensor, moved: Tensor, hidden: Sequence[nn.Linear], last: nn.Linear, z: Tensor
+    base: Tensor,
+    clock: Tensor,
+    moved: Tensor,
+    hidden: Sequence[nn.Linear],
+    last: nn.Linear,
+    z: Tensor,
+    divisor: Tensor,
 ) -> Tensor:
-    """Euler steps from z to the pre-tanh action, in float32 throughout.
+    """The steps from z to the pre-tanh action, in float32 throughout.
 
     Args:
         base: what the first layer makes of the observation, bias included, (N, width).
@@ -68,6 +75,7 @@ def decode(
         hidden: the layers between, (width, width) each.
         last: the output layer, (a, width).
         z: where the path begins, (N, a).
+        divisor: the network's output over this is a step, (steps,).
     """
     rows, size = z.shape
     width = base.shape[1]
@@ -82,6 +90,7 @@ def decode(
         last.bias,
         z.contiguous(),
         out,
+        divisor,
         rows,
         size,
         max(16, triton.next_power_of_2(size)),

@@ -132,7 +132,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=20, help="episodes, each from another start (default 20)")
     parser.add_argument("--seed", type=int, help="choose the starts at random; by default the first ones are taken")
     parser.add_argument("--video", type=Path, metavar="OUT.mp4", help="film the first episode")
-    parser.add_argument("--stochastic", action="store_true", help="sample the latent instead of taking its mean")
+    parser.add_argument("--stochastic", action="store_true", help="act with noise, as in training")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 

@@ -88,8 +88,8 @@ class Player:
     Args:
         exported: policy, task and model.
         rows: which of the exported starts begin an episode each.
-        random: of the latent noise and of what the task draws.
-        stochastic: sample the latent instead of taking its mean.
+        random: of the policy's noise and of what the task draws.
+        stochastic: give the policy noise.
     """
 
     def __init__(
@@ -145,7 +145,8 @@ class Player:
         policy = self._exported.policy
         if self._stochastic:
             policy = self._exported.stochastic
-            named["noise"] = self._random.standard_normal((self.episodes, len(self._scale)), np.float32)
+            size = (self.episodes, *policy.inputs["noise"])
+            named["noise"] = self._random.standard_normal(size, np.float32)
         self.control = policy(named)["actions"]
         self.action = ((self.control - self._offset) / self._scale).clip(-1.0, 1.0).astype(np.float32)
 

@@ -1,69 +1,105 @@
-"""The policy that acts: a Gaussian over latents, and a decoder that turns a latent into an action."""
+"""What a method is to the rest: a policy that acts, is learnt from its own samples, and may change between stages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from gorl_robotics.config import Config
-from gorl_robotics.flow import FlowDecoder
-from gorl_robotics.networks import LatentPolicy, Normaliser, gaussian_log_prob
+from gorl_robotics.config import Config, Ppo, Refit
+from gorl_robotics.networks import Normaliser
+from gorl_robotics.refit import RefitResult
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one act of the policy is made of; first axis worlds."""
+    """What one act of a policy is made of; first axis worlds."""
 
-    latent: Tensor  # (W, a) z
-    log_prob: Tensor  # (W,) of z
+    latent: Tensor  # (W, a) what the decoding or denoising began from
     decoded: Tensor  # (W, a) pre-tanh action
     action: Tensor  # (W, a) in (-1, 1)
+    stored: Mapping[str, Tensor] = field(default_factory=dict)  # further tensors (W, ...) by name, for `Policy.loss`
 
 
-class GorlPolicy(nn.Module):
-    """π(z|s), g(s, z) and tanh.
+class PolicyLoss(NamedTuple):
+    """Scalars of one minibatch; the last two only where the policy is a Gaussian."""
 
-    `generative` says whether the decoder has been fitted yet: until then it is the identity and is skipped.
+    loss: Tensor
+    kl: Tensor  # an estimate of how far the policy has moved since the rollout
+    clipped: Tensor
+    entropy: Tensor | None = None
+    std: Tensor | None = None
+
+
+class Policy(nn.Module, ABC):
+    """One method of learning: the policy it trains, and its part in training.
+
+    Attributes:
+        name: as in `method=NAME`.
+        defaults: settings that differ with this method.
+        refits: whether something is fitted anew between stages, and `trained` started anew with it.
+        num_metrics: how many terms of PolicyLoss there are with this method.
+        generative: whether a decoder has been fitted; then acting is another computation than before.
+        normaliser: of observations; takes in each rollout after it has been learnt from.
+        noise_size: width of the standard normal noise of an act.
+        reads: what `loss` reads beside observations and advantages, by name, with sizes for one world: `latent` or
+            `action`, which every sample has, or else what `Sample.stored` has.
     """
 
-    def __init__(
-        self,
-        observation_size: int,
-        action_size: int,
-        policy_hidden: Sequence[int],
-        decoder_hidden: Sequence[int],
-        flow_steps: int,
-    ) -> None:
-        super().__init__()
-        self.normaliser = Normaliser(observation_size)
-        self.latent = LatentPolicy(observation_size, action_size, policy_hidden)
-        self.decoder = FlowDecoder(observation_size, action_size, decoder_hidden, flow_steps)
-        self.generative = False
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    refits: ClassVar[bool] = False
+    num_metrics: ClassVar[int] = 3
+    generative: bool = False
+    normaliser: Normaliser
+    noise_size: int
+    reads: Mapping[str, tuple[int, ...]]
 
-    @staticmethod
-    def from_config(config: Config, observation_size: int, action_size: int) -> GorlPolicy:
-        """A new policy of the configured sizes, z ~ N(0, I)."""
-        networks = config.networks
-        policy = GorlPolicy(observation_size, action_size, networks.policy, networks.decoder, networks.flow_steps)
-        policy.latent.restart()
-        return policy
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Config, observation_size: int, action_size: int) -> Self:
+        """A new policy of the configured sizes that acts with tanh z, z ~ N(0, I)."""
 
-    @torch.no_grad()
-    def act(self, observation: Tensor, noise: Tensor) -> Sample:
-        """Acts on raw observations (W, obs) with z = μ + σ·noise; noise (W, a) of zeros gives the mean's action."""
-        mean, std = self.latent(self.normaliser(observation))
-        z = mean + std * noise
-        decoded = self.decode(observation, z)
-        return Sample(z, gaussian_log_prob(z, mean, std), decoded, decoded.tanh())
+    @property
+    @abstractmethod
+    def trained(self) -> nn.Module:
+        """The network that `loss` trains."""
 
-    def decode(self, observation: Tensor, z: Tensor) -> Tensor:
-        """The pre-tanh action of a latent: (W, obs), (W, a) -> (W, a)."""
-        return self.decoder(observation, z) if self.generative else z
+    @abstractmethod
+    def act(self, observation: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Sample:
+        """Acts on raw observations (W, obs), without gradients; safe to capture in a CUDA graph.
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """The action in (-1, 1), as exported: (N, obs), (N, a) -> (N, a)."""
-        mean, std = self.latent(self.normaliser(observation))
-        return self.decode(observation, mean + std * noise).tanh()
+        Args:
+            observation: raw, (W, obs).
+            noise: standard normal (W, noise_size); zeros give the deterministic action.
+            generator: of what is drawn for `loss` alone; without it the sample may lack `stored`.
+        """
+
+    @abstractmethod
+    def loss(self, minibatch: Mapping[str, Tensor], ppo: Ppo, regularisation: Tensor) -> PolicyLoss:
+        """What an update descends on; safe to capture in a CUDA graph.
+
+        Args:
+            minibatch: normalised `observation` (B, obs), normalised `advantage` (B,) and what `reads` names (B, ...).
+            ppo: settings.
+            regularisation: weight of the pull on a latent Gaussian, a scalar.
+        """
+
+    @abstractmethod
+    def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The action in (-1, 1), as exported: (N, obs), (N, noise_size) -> (N, a); deterministic without noise."""
+
+    def end_stage(self, observation: Tensor, action: Tensor, config: Refit, generator: torch.Generator) -> RefitResult:
+        """Refits to a stage's last samples, (S, N, obs) and pre-tanh (S, N, a); called only where `refits`."""
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Sets `trained` back to where z ~ N(0, I), in place; called after a refit."""
+
+    def description(self) -> dict[str, Any]:
+        """What an export says of the policy."""
+        return {"method": self.name, "noise_size": self.noise_size}

@@ -1,9 +1,8 @@
-"""PPO on the latent policy with the decoder frozen (Schulman et al. 2017), as pure functions around one update loop."""
+"""PPO (Schulman et al. 2017): losses as pure functions, and one update loop for every method."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +11,23 @@ from gorl_robotics.advantages import advantages
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
 from gorl_robotics.networks import Normaliser, gaussian_entropy, gaussian_log_prob, mlp
-from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.policy import Policy, PolicyLoss
 from gorl_robotics.rollout import Rollout
 
 _LOWEST_RATE = 1e-5
 _RATE_CHANGE = 1.5
+POLICY_METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/entropy", "policy/std")  # as in PolicyLoss
+METRICS = (*POLICY_METRICS, "loss/value")
 
 
-class PolicyLoss(NamedTuple):
-    """Scalars of one minibatch."""
-
-    loss: Tensor
-    kl: Tensor
-    clipped: Tensor
-    entropy: Tensor
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> PolicyLoss:
+    """PPO's surrogate to be minimised, from the logarithm of ratios and their advantages, both (B, ...)."""
+    ratio = log_ratio.exp()
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    # Schulman's low-variance estimator of KL(old, new), never negative.
+    kl = (ratio - 1 - log_ratio).detach().mean()
+    clipped = ((ratio.detach() - 1).abs() > clip).float().mean()
+    return PolicyLoss(-surrogate, kl, clipped)
 
 
 def policy_loss(
@@ -50,23 +52,18 @@ def policy_loss(
         entropy_weight: of the Gaussian's entropy.
         regularisation: weight of mean(μ²) + mean(σ²), a scalar tensor.
     """
-    log_ratio = gaussian_log_prob(latent, mean, std) - old_log_prob
-    ratio = log_ratio.exp()
-    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    terms = clipped_surrogate(gaussian_log_prob(latent, mean, std) - old_log_prob, advantage, clip)
     entropy = gaussian_entropy(std).mean()
     pull = (mean**2).mean() + (std**2).mean()
-    loss = -surrogate - entropy_weight * entropy + regularisation * pull
-    # Schulman's low-variance estimator of KL(old, new), never negative.
-    kl = (ratio - 1 - log_ratio).detach().mean()
-    clipped = ((ratio.detach() - 1).abs() > clip).float().mean()
-    return PolicyLoss(loss, kl, clipped, entropy.detach())
+    loss = terms.loss - entropy_weight * entropy + regularisation * pull
+    return terms._replace(loss=loss, entropy=entropy.detach(), std=std.detach().mean())
 
 
 class Learner:
     """Improves a policy and its critic from rollouts.
 
     Args:
-        policy: its latent part is trained, its decoder is not.
+        policy: of any method.
         critic_observation_size: width of what the critic sees.
         config: settings.
         samples: environment steps of a rollout, T·N.
@@ -76,7 +73,7 @@ class Learner:
 
     def __init__(
         self,
-        policy: GorlPolicy,
+        policy: Policy,
         critic_observation_size: int,
         config: Config,
         samples: int,
@@ -89,7 +86,7 @@ class Learner:
         self._generator = generator
         cuda = device.type == "cuda"
         rate = torch.tensor(config.ppo.learning_rate, device=device)
-        self.policy_optimizer = torch.optim.Adam(policy.latent.parameters(), lr=rate, capturable=cuda, fused=True)
+        self.policy_optimizer = torch.optim.Adam(policy.trained.parameters(), lr=rate, capturable=cuda, fused=True)
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.ppo.learning_rate, capturable=cuda, fused=True
         )
@@ -97,6 +94,11 @@ class Learner:
         self._allocate(samples, device)
         self._side = torch.cuda.Stream() if cuda else None
         self._minibatch_update = captured(self._update_minibatch, device)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Those of METRICS that there are with this policy."""
+        return (*POLICY_METRICS[: self.policy.num_metrics], METRICS[-1])
 
     @property
     def policy_rate(self) -> Tensor:
@@ -119,12 +121,12 @@ class Learner:
         self.critic_normaliser.update(rollout.critic_observation)
 
     def metrics(self) -> Tensor:
-        """Means over the last update's minibatches, named by METRICS; still on the device."""
+        """Means over the last update's minibatches, named by `metric_names`; still on the device."""
         return self._sums / (self.config.epochs * self.config.minibatches)
 
     def restart_policy(self, regularisation: float) -> None:
-        """The latent policy back to N(0, I) with fresh optimiser state; critic and statistics are kept."""
-        self.policy.latent.restart()
+        """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept."""
+        self.policy.restart()
         for state in self.policy_optimizer.state.values():
             for value in state.values():
                 value.zero_()
@@ -172,8 +174,8 @@ class Learner:
         self._advantage.copy_(((advantage - advantage.mean()) / (advantage.std() + 1e-8)).flatten())
         self._observation.copy_(self.policy.normaliser(rollout.observation).flatten(0, 1))
         self._critic_observation.copy_(self.critic_normaliser(rollout.critic_observation).flatten(0, 1))
-        self._latent.copy_(rollout.latent.flatten(0, 1))
-        self._log_prob.copy_(rollout.log_prob.flatten())
+        for name, buffer in self._read.items():
+            buffer.copy_(rollout.read(name).flatten(0, 1))
 
     def _values(self, observation: Tensor) -> Tensor:
         return self.critic(self.critic_normaliser(observation)).squeeze(-1)
@@ -189,20 +191,12 @@ class Learner:
         self._sums.add_(torch.cat([sums, value_loss.unsqueeze(0)]))
 
     def _improve_policy(self, rows: Tensor) -> Tensor:
-        mean, std = self.policy.latent(self._observation[rows])
-        terms = policy_loss(
-            mean,
-            std,
-            self._latent[rows],
-            self._log_prob[rows],
-            self._advantage[rows],
-            self.config.clip,
-            self.config.entropy,
-            self.regularisation,
-        )
-        self._descend(terms.loss, self.policy.latent, self.policy_optimizer)
+        minibatch = {name: buffer[rows] for name, buffer in self._read.items()}
+        minibatch["observation"], minibatch["advantage"] = self._observation[rows], self._advantage[rows]
+        terms = self.policy.loss(minibatch, self.config, self.regularisation)
+        self._descend(terms.loss, self.policy.trained, self.policy_optimizer)
         self._adapt_rate(terms.kl)
-        return torch.stack([terms.loss.detach(), terms.kl, terms.clipped, terms.entropy, std.detach().mean()])
+        return torch.stack([term.detach() for term in terms if term is not None])
 
     def _improve_critic(self, rows: Tensor) -> Tensor:
         error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
@@ -240,11 +234,8 @@ class Learner:
         minibatches = self.config.minibatches
         self._observation = zeros(samples, self.policy.normaliser.mean.shape[0])
         self._critic_observation = zeros(samples, self.critic_normaliser.mean.shape[0])
-        self._latent = zeros(samples, self.policy.decoder.action_size)
-        self._log_prob, self._advantage, self._target = zeros(samples), zeros(samples), zeros(samples)
+        self._advantage, self._target = zeros(samples), zeros(samples)
+        self._read = {name: zeros(samples, *size) for name, size in self.policy.reads.items()}
         self._order = zeros(minibatches, samples // minibatches, dtype=torch.int64)
         self._index = zeros(1, dtype=torch.int64)
-        self._sums = zeros(len(METRICS))
-
-
-METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/entropy", "policy/std", "loss/value")
+        self._sums = zeros(len(self.metric_names))

@@ -25,7 +25,7 @@ class Recorder:
     Args:
         path: of the stage's HDF5 file.
         rollout: for its sizes.
-        stage_end: count of environment steps at which the stage ends.
+        stage_end: count of environment steps at which the stage ends; infinity records nothing.
         config: settings.
         provenance: what the file says about where it comes from.
         resume: what `state_dict` gave when the run was interrupted in this stage.
@@ -35,7 +35,7 @@ class Recorder:
         self,
         path: Path,
         rollout: Rollout,
-        stage_end: int,
+        stage_end: float,
         config: Config,
         provenance: Mapping[str, str | int | float],
         resume: Mapping[str, Any] | None = None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gorl_robotics.config import Refit
-from gorl_robotics.flow import FlowDecoder
+from gorl_robotics.decoder import Decoder
 from gorl_robotics.graphs import captured
 
 _VALIDATIONS = 20
@@ -18,7 +18,7 @@ _VALIDATION_SAMPLES = 65536
 
 @dataclass(frozen=True)
 class RefitResult:
-    """How a refit went: losses per action dimension, 1 being about what predicting the mean velocity gives."""
+    """How a refit went: losses per action dimension, of what the decoder's kind predicts."""
 
     samples: int
     updates: int
@@ -28,7 +28,7 @@ class RefitResult:
 
 
 def refit(
-    decoder: FlowDecoder,
+    decoder: Decoder,
     observation: Tensor,
     action: Tensor,
     config: Refit,
@@ -38,8 +38,8 @@ def refit(
 
     The noise is drawn independently of the latents that gave the actions: the decoder learns the distribution of
     actions in a state, so that z ~ N(0, I) reproduces it. Actions are clipped where tanh is flat: without it, what a
-    decoder gives, and the policy moves on from, grows from refit to refit. Some worlds are kept for validation, with all of their
-    episodes; the weights with the best validation loss are the ones that remain.
+    decoder gives, and the policy moves on from, grows from refit to refit. Some worlds are kept for validation, with
+    all of their episodes; the weights with the best validation loss are the ones that remain.
 
     Args:
         decoder: on the tensors' device.
@@ -72,7 +72,7 @@ class _Fit:
     """One gradient step on random rows, captured where there is a GPU."""
 
     def __init__(
-        self, decoder: FlowDecoder, data: tuple[Tensor, Tensor], config: Refit, generator: torch.Generator
+        self, decoder: Decoder, data: tuple[Tensor, Tensor], config: Refit, generator: torch.Generator
     ) -> None:
         self._decoder, self._config, self._generator = decoder, config, generator
         self._observation, self._action = data
@@ -117,7 +117,7 @@ def _split(
 
 
 def _held_out(
-    decoder: FlowDecoder, data: tuple[Tensor, Tensor], generator: torch.Generator
+    decoder: Decoder, data: tuple[Tensor, Tensor], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Validation rows with times and noise drawn once, so that validation losses compare."""
     device = generator.device
@@ -132,11 +132,11 @@ def _held_out(
     )
 
 
-def _set_statistics(decoder: FlowDecoder, observation: Tensor) -> None:
+def _set_statistics(decoder: Decoder, observation: Tensor) -> None:
     fresh = type(decoder.normaliser)(observation.shape[1]).to(observation.device)
     fresh.update(observation)
     decoder.normaliser.load_state_dict(fresh.state_dict())
 
 
-def _copy(decoder: FlowDecoder) -> dict[str, Tensor]:
+def _copy(decoder: Decoder) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in decoder.network.state_dict().items()}

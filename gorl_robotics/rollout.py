@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from gorl_robotics.environment import Environment
 from gorl_robotics.graphs import captured
-from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -20,16 +22,16 @@ class Rollout:
     critic_observation: Tensor
     terminal_observation: Tensor  # what each step led to, before any reset
     terminal_critic_observation: Tensor
-    latent: Tensor
-    log_prob: Tensor
+    latent: Tensor  # what the decoding began from
     action: Tensor  # pre-tanh, as the decoder gave it
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
+    stored: dict[str, Tensor] = field(default_factory=dict)  # what else the method's loss reads, by name
 
     @staticmethod
-    def empty(env: Environment, steps: int) -> Rollout:
-        """Buffers of zeros for `steps` control steps of `env`."""
+    def empty(env: Environment, steps: int, reads: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> Rollout:
+        """Buffers of zeros for `steps` control steps of `env`, with what `Policy.reads` names."""
 
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(steps, env.num_envs, *size, dtype=dtype, device=env.device)
@@ -41,12 +43,16 @@ class Rollout:
             terminal_observation=zeros(seen),
             terminal_critic_observation=zeros(critic),
             latent=zeros(nu),
-            log_prob=zeros(),
             action=zeros(nu),
             reward=zeros(),
             terminated=zeros(dtype=torch.bool),
             truncated=zeros(dtype=torch.bool),
+            stored={name: zeros(*size) for name, size in reads.items() if name not in ("latent", "action")},
         )
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name in `Policy.reads`."""
+        return self.stored[name] if name in self.stored else getattr(self, name)
 
     @property
     def samples(self) -> int:
@@ -71,18 +77,18 @@ class Collector:
     """Steps an environment with a policy. Each control step is three launches: act, physics, finish.
 
     Args:
-        env: its last `num_worlds - num_envs` worlds act with the latent mean and are not part of the rollout.
+        env: its last `num_worlds - num_envs` worlds act without noise and are not part of the rollout.
         policy: acts on the whole batch.
         steps: T of a rollout.
-        generator: draws the latent noise; on the environment's device.
+        generator: draws the policy's noise; on the environment's device.
     """
 
-    def __init__(self, env: Environment, policy: GorlPolicy, steps: int, generator: torch.Generator) -> None:
+    def __init__(self, env: Environment, policy: Policy, steps: int, generator: torch.Generator) -> None:
         self.env, self.policy, self.steps = env, policy, steps
-        self.rollout = Rollout.empty(env, steps)
+        self.rollout = Rollout.empty(env, steps, policy.reads)
         self._generator = generator
         self._t = torch.zeros(1, dtype=torch.int64, device=env.device)
-        self._noise = torch.zeros(env.num_worlds, env.action_size, device=env.device)
+        self._noise = torch.zeros(env.num_worlds, policy.noise_size, device=env.device)
         self._finish = captured(self._finish_step, env.device, [env.generator])
         self.recapture()
 
@@ -103,13 +109,14 @@ class Collector:
     def _act_step(self) -> None:
         env, before = self.env, self.env.buffers
         self._noise[: env.num_envs].normal_(generator=self._generator)
-        sample = self.policy.act(before.observation, self._noise)
+        sample = self.policy.act(before.observation, self._noise, self._generator)
         env.apply(sample.action)
         self._store("observation", before.observation)
         self._store("critic_observation", before.critic_observation)
         self._store("latent", sample.latent)
-        self._store("log_prob", sample.log_prob)
         self._store("action", sample.decoded)
+        for name in self.rollout.stored:
+            self._store(name, sample.stored[name])
 
     def _finish_step(self) -> None:
         step = self.env.finish()
@@ -124,4 +131,4 @@ class Collector:
         self._t.add_(1)
 
     def _store(self, name: str, value: Tensor) -> None:
-        getattr(self.rollout, name).index_copy_(0, self._t, value[: self.env.num_envs].unsqueeze(0))
+        self.rollout.read(name).index_copy_(0, self._t, value[: self.env.num_envs].unsqueeze(0))

@@ -59,7 +59,7 @@ class Dataset:
 _WORLD = ("step", "world")
 _STEPPED = (
     Dataset("observation", (*_WORLD, "observation"), np.float32, "as the task states", "what the policy saw"),
-    Dataset("latent", (*_WORLD, "action"), np.float32, "1", "the latent sample given to the decoder"),
+    Dataset("latent", (*_WORLD, "action"), np.float32, "1", "what decoding began from: the latent, or noise"),
     Dataset("action", (*_WORLD, "action"), np.float32, "1", "the decoder's output, before tanh"),
     Dataset("reward", _WORLD, np.float32, "1 per control step", "the reward of the step"),
     Dataset("terminated", _WORLD, np.bool_, "boolean", "the episode ended in a terminal state"),

@@ -6,4 +6,4 @@ os.environ.setdefault("MUJOCO_GL", "egl")  # dm_control picks its renderer when 
 
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from envs.task import InitialState, State, Task, Timing
 from envs.task_module import TaskModule
 from envs.vector_env import VectorEnv
 from gorl_robotics.export import Graph, export
-from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.methods.gorl import GorlPolicy
 
 # pytest would format thousands of the exporter's trace records.
 logging.getLogger("torch.__trace").propagate = False

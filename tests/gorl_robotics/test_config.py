@@ -246,7 +246,7 @@ def test_resolving_changes_no_later_defaults() -> None:
 
 
 def test_help_has_one_line_for_each_setting() -> None:
-    lines = help_text().splitlines()
+    lines = help_text({"cpu": CPU_DEFAULTS, "other": {"ppo.clip": 0.9}}).splitlines()
     names = list(config_values(Config()))
     assert "ppo.learning_rate" in names
     for name in names:
@@ -256,4 +256,5 @@ def test_help_has_one_line_for_each_setting() -> None:
         assert about[0].rstrip()[-1].isalnum() or about[0].rstrip()[-1] in "`)"
         if name in CPU_DEFAULTS:
             assert "(cpu " in about[0]
+        assert ("(other 0.9)" in about[0]) is (name == "ppo.clip")
     assert len([line for line in lines if line.startswith("  ")]) == len(names)

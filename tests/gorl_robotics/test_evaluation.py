@@ -11,7 +11,7 @@ from fake_environment import TARGET, Buffers, FakeEnvironment, small_config
 from torch import Tensor
 
 from gorl_robotics.evaluation import Evaluation, Evaluator
-from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.methods.gorl import GorlPolicy
 
 LIFETIMES = [1, 3, 99, 7, 2, 99, 5, 99]
 LENGTH = 7  # the world with lifetime 7 ends for good and by time at once

@@ -18,8 +18,8 @@ from envs.vector_env import VectorEnv
 from gorl_robotics import checkpoint, export, onnx_graph
 from gorl_robotics.config import Config, to_yaml
 from gorl_robotics.errors import InputError
+from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.onnx_graph import ExportError
-from gorl_robotics.policy import GorlPolicy
 
 LOW, HIGH = -0.5, 1.3  # of the chaser's servo
 
@@ -77,7 +77,13 @@ def test_the_metadata_is_typed_and_rides_in_the_policy_too(folder: Path) -> None
     properties = {p.key: p.value for p in onnx.load(folder / "policy.onnx").metadata_props}
     assert json.loads(properties["gorl"]) == said
     assert type(said["schema_version"]) is int
-    assert said["policy"] == {"generative": True, "latent_size": 1, "flow_steps": 2}
+    assert said["policy"] == {
+        "method": "gorl_flow",
+        "noise_size": 1,
+        "latent_size": 1,
+        "generative": True,
+        "flow_steps": 2,
+    }
     assert said["provenance"] == {
         "seed": 7,
         "commit": "abc",

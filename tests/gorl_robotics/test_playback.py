@@ -20,8 +20,8 @@ import tasks
 from envs.vector_env import VectorEnv
 from gorl_robotics import playback
 from gorl_robotics.errors import InputError
+from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.player import Exported, Player, load
-from gorl_robotics.policy import GorlPolicy
 
 EPISODES = 40
 

@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from gorl_robotics.advantages import advantages
 from gorl_robotics.config import Config
-from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.ppo import METRICS, Learner, policy_loss
 from gorl_robotics.rollout import Collector, Rollout
 
@@ -48,7 +48,12 @@ def weights(module: torch.nn.Module) -> Tensor:
 
 
 def copied(rollout: Rollout, device: str = "cpu") -> Rollout:
-    return Rollout(**{name: value.clone().to(device) for name, value in vars(rollout).items()})
+    def clone(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: clone(each) for name, each in value.items()}
+        return value.clone().to(device)
+
+    return Rollout(**clone(vars(rollout)))
 
 
 def minibatch() -> dict[str, Tensor]:
@@ -125,7 +130,9 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
     for _ in range(ppo.epochs):
         for rows in torch.randperm(rollout.samples, generator=generator).chunk(ppo.minibatches):
             now = Normal(*policy.latent(seen[rows]))
-            log_ratio = now.log_prob(rollout.latent.flatten(0, 1)[rows]).sum(1) - rollout.log_prob.flatten()[rows]
+            log_ratio = (
+                now.log_prob(rollout.latent.flatten(0, 1)[rows]).sum(1) - rollout.stored["log_prob"].flatten()[rows]
+            )
             ratio = log_ratio.exp()
             surrogate = torch.min(ratio * gain[rows], ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * gain[rows])
             pull = now.mean.square().mean() + now.stddev.square().mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def test_a_stage_shorter_than_the_refit_is_recorded_whole(tmp_path: Path) -> Non
     run.recorder = Recorder(run.path, run.rollout, 2 * SAMPLES, small_config(refit__samples=KEPT * SAMPLES), {})
     run.add(1, 2)
     assert_data(run.recorder.data(), 1, 2)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
+def test_a_stage_that_nothing_is_kept_of(tmp_path: Path, enabled: bool) -> None:
+    run = Run(tmp_path)
+    config = small_config(refit__samples=KEPT * SAMPLES, storage__enabled=enabled)
+    run.recorder = Recorder(run.path, run.rollout, math.inf, config, {})
+    run.add(*range(1, 11))
+    assert run.recorder.state_dict() == {"rows": 0, "memory": []}
+    assert not run.path.exists()
 
 
 def interrupted(run: Run, folder: Path) -> Any:

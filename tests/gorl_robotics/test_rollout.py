@@ -8,7 +8,7 @@ from fake_environment import DRIFT, TARGET, FakeEnvironment, small_config
 from torch import Tensor
 from torch.distributions import Normal
 
-from gorl_robotics.policy import GorlPolicy
+from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.rollout import Collector, Rollout
 
 STEPS, ENVS, MONITORS = 8, 6, 2
@@ -36,6 +36,12 @@ def policy(generative: bool = False) -> GorlPolicy:
     made.normaliser.update(torch.randn(50, 4) * torch.tensor([3.0, 2.0, 1.0, 1.0]) + 2)
     made.generative = generative
     return made
+
+
+def tensors(rollout: Rollout) -> dict[str, Tensor]:
+    everything = {**vars(rollout), **rollout.stored}
+    del everything["stored"]
+    return everything
 
 
 def collected(seed: int = 3, generative: bool = False) -> tuple[Logging, GorlPolicy, Rollout]:
@@ -77,7 +83,7 @@ def test_flags_are_those_of_the_step() -> None:
 def test_log_prob_is_the_density_of_the_latent() -> None:
     _, acting, rollout = collected()
     mean, std = acting.latent(acting.normaliser(rollout.observation))
-    torch.testing.assert_close(rollout.log_prob, Normal(mean, std).log_prob(rollout.latent).sum(dim=-1))
+    torch.testing.assert_close(rollout.stored["log_prob"], Normal(mean, std).log_prob(rollout.latent).sum(dim=-1))
     assert (rollout.latent - mean).abs().min() > 0  # sampled
 
 
@@ -96,11 +102,11 @@ def test_buffers_are_reused_and_the_episodes_go_on() -> None:
     env, acting = Logging(), policy()
     collector = Collector(env, acting, STEPS, torch.Generator().manual_seed(3))
     first = collector.collect()
-    storage = [tensor.data_ptr() for tensor in vars(first).values()]
+    storage = [tensor.data_ptr() for tensor in tensors(first).values()]
     latent, last = first.latent.clone(), env.buffers.observation[:ENVS].clone()
     second = collector.collect()
     assert second is first
-    assert [tensor.data_ptr() for tensor in vars(second).values()] == storage
+    assert [tensor.data_ptr() for tensor in tensors(second).values()] == storage
     assert torch.equal(second.observation[0], last)
     assert (second.latent != latent).all()
     assert env.refreshed == 2
@@ -109,7 +115,7 @@ def test_buffers_are_reused_and_the_episodes_go_on() -> None:
 def test_the_seed_decides_everything() -> None:
     same, other = collected(seed=3), collected(seed=4)
     first = collected(seed=3)[2]
-    assert all(torch.equal(value, getattr(same[2], name)) for name, value in vars(first).items())
+    assert all(torch.equal(value, tensors(same[2])[name]) for name, value in tensors(first).items())
     assert not torch.equal(first.latent, other[2].latent)
     assert len(first.latent.unique()) == first.latent.numel()  # every step and world draws its own
 
@@ -138,5 +144,5 @@ def test_a_captured_rollout_is_as_consistent_as_an_eager_one() -> None:
     assert torch.equal(seen[1:][goes_on], rollout.terminal_observation[:-1][goes_on])
     mean, std = acting.latent(acting.normaliser(seen))
     density = Normal(mean, std).log_prob(rollout.latent).sum(dim=-1)
-    torch.testing.assert_close(rollout.log_prob, density, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rollout.stored["log_prob"], density, rtol=1e-4, atol=1e-4)
     assert len(rollout.latent.unique()) == rollout.latent.numel()

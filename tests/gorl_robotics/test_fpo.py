@@ -1,0 +1,109 @@
+"""FPO: its error and loss against loops over samples, pairs and axes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from fake_environment import small_config
+
+from gorl_robotics.methods.fpo import Fpo
+
+SAMPLES, PAIRS, AXES = 3, 4, 2
+ZERO = torch.tensor(0.0)
+
+
+def policy() -> Fpo:
+    torch.manual_seed(0)
+    made = Fpo.from_config(small_config(fpo__pairs=PAIRS), 4, AXES)
+    for parameter in made.flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+def batch(made: Fpo) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    time = torch.tensor([0.1, 0.4, 0.9, 1.0]).repeat(SAMPLES, 1).unsqueeze(-1)
+    return {
+        "observation": torch.randn(SAMPLES, 4),
+        "action": torch.randn(SAMPLES, AXES),
+        "noise": torch.randn(SAMPLES, PAIRS, AXES),
+        "time": time,
+    }
+
+
+def slow_error(made: Fpo, given: dict[str, torch.Tensor], sample: int) -> float:
+    total = 0.0
+    for pair in range(PAIRS):
+        t = float(given["time"][sample, pair])
+        noise, action = given["noise"][sample, pair].tolist(), given["action"][sample].tolist()
+        x = [t * n + (1 - t) * a for n, a in zip(noise, action, strict=True)]
+        observation = given["observation"][sample].unsqueeze(0)
+        v = made.flow.velocity(observation, torch.tensor([x]), torch.tensor([[t]]))[0].tolist()
+        for n, at, speed in zip(noise, x, v, strict=True):
+            clean = at - t * speed  # the action that point and velocity imply, and the noise from there
+            total += (n - (clean + speed)) ** 2 / AXES / PAIRS
+    return total
+
+
+def test_error_equals_a_loop() -> None:
+    made = policy()
+    given = batch(made)
+    expected = [slow_error(made, given, sample) for sample in range(SAMPLES)]
+    torch.testing.assert_close(made.error(**given), torch.tensor(expected))
+    assert min(expected) > 0.1
+
+
+def test_loss_equals_a_loop() -> None:
+    made, clip = policy(), 0.05
+    given = batch(made)
+    now = [slow_error(made, given, sample) for sample in range(SAMPLES)]
+    change, advantage = [0.3, -0.02, -9.0], [1.5, -0.5, -0.7]  # clipped, within, and beyond what is believed
+    old = [error + each for error, each in zip(now, change, strict=True)]
+    loss, kl = 0.0, 0.0
+    for each, gain in zip(change, advantage, strict=True):
+        log_ratio = min(max(each, -3.0), 3.0)
+        ratio = math.exp(log_ratio)
+        loss -= min(ratio * gain, min(max(ratio, 1 - clip), 1 + clip) * gain) / SAMPLES
+        kl += (ratio - 1 - log_ratio) / SAMPLES
+    minibatch = {**given, "error": torch.tensor(old), "advantage": torch.tensor(advantage)}
+    terms = made.loss(minibatch, small_config(ppo__clip=clip).ppo, ZERO)
+    assert float(terms.loss.detach()) == pytest.approx(loss, rel=1e-4)
+    assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
+    assert float(terms.clipped) == pytest.approx(2 / 3)
+    assert terms.entropy is None
+
+
+def test_the_loss_makes_good_actions_likelier() -> None:
+    made = policy()
+    given = batch(made)
+    before = made.error(**given).detach()
+    advantage = torch.tensor([1.0, -1.0, 1.0])
+    minibatch = {**given, "error": before, "advantage": advantage}
+    made.loss(minibatch, small_config(ppo__clip=10.0).ppo, ZERO).loss.backward()
+    with torch.no_grad():
+        for parameter in made.flow.parameters():
+            assert parameter.grad is not None
+            parameter -= 1e-3 * parameter.grad
+    assert float((advantage * (made.error(**given) - before)).sum()) < 0
+
+
+def test_pairs_are_drawn_for_every_sample_and_hold_the_present_error() -> None:
+    made = policy()
+    observation, noise = torch.randn(500, 4), torch.randn(500, AXES)
+    sample = made.act(observation, noise, torch.Generator().manual_seed(0))
+    stored = sample.stored
+    assert {name: tuple(value.shape[1:]) for name, value in stored.items()} == {
+        name: size for name, size in made.reads.items() if name != "action"
+    }
+    assert len(stored["noise"].unique()) == stored["noise"].numel()
+    assert abs(float(stored["noise"].mean())) < 0.06
+    assert float(stored["noise"].std()) == pytest.approx(1, abs=0.05)
+    times, counts = (stored["time"] * made.flow.steps).round().unique(return_counts=True)
+    assert times.tolist() == list(range(1, made.flow.steps + 1))  # never 0, where there is no noise to make out
+    assert counts.min() > 0.7 * counts.max()
+    seen = made.normaliser(observation)
+    error = made.error(seen, sample.decoded, stored["noise"], stored["time"])
+    torch.testing.assert_close(stored["error"], error.detach())
+    torch.testing.assert_close(made.act(observation, noise).decoded, sample.decoded)
