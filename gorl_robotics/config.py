@@ -67,9 +67,9 @@ class Stages:
 class Refit:
     """Fitting the decoder to recent rollouts."""
 
-    samples: int = _setting(4_000_000, "most recent samples of a stage that it is fitted to", low=1)
+    samples: int = _setting(4_000_000, "most recent samples of a stage that it is fitted to, of all processes together", low=1)
     updates: int = _setting(3000, "gradient steps", low=1)
-    batch: int = _setting(8192, "samples in a gradient step", low=1)
+    batch: int = _setting(8192, "samples in a gradient step, of all processes together", low=1)
     draws: int = _setting(8, "noise and time draws for each sample", low=1)
     learning_rate: float = _setting(1e-3, "at the start; it falls to zero along a cosine", low=0)
     validation: float = _setting(0.1, "share of worlds, with all their episodes, kept for validation", low=0, high=0.5)
@@ -87,12 +87,12 @@ class Config:
     """All settings of a run."""
 
     task: str = _setting("", "what to train; `python -m tasks` lists them")
-    num_envs: int = _setting(4096, "worlds that are learnt from", low=1)
+    num_envs: int = _setting(4096, "worlds that are learnt from, in each process", low=1)
     total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
     seed: int = _setting(0, "of every random number", low=0, high=2**63 - 1)
     device: str = _setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
-    threads: int = _setting(0, "CPU threads of the physics on a CPU; 0 takes every core", low=0)
-    monitors: int = _setting(128, "further worlds that act without noise and are only watched", low=1)
+    threads: int = _setting(0, "CPU threads of each process's physics on a CPU; 0 shares out every core", low=0)
+    monitors: int = _setting(128, "further worlds of each process, which act without noise and are only watched", low=1)
     evaluation_worlds: int = _setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
     checkpoint_seconds: float = _setting(30.0, "most that a killed run loses, in seconds of training", low=0)
     runs: str = _setting("runs", "folder that run folders are made in")
@@ -316,11 +316,12 @@ def _check(config: Config) -> None:
         )
 
 
-def check_budget(config: Config) -> None:
-    """Raises InputError if `total_steps` leaves a stage without a single rollout."""
-    samples, shortest = config.num_envs * config.ppo.rollout_steps, min(config.stages.fractions)
+def check_budget(config: Config, processes: int = 1) -> None:
+    """Raises InputError if `total_steps` leaves a stage without a single rollout of all processes."""
+    samples, shortest = processes * config.num_envs * config.ppo.rollout_steps, min(config.stages.fractions)
+    of_all = f"{processes} processes x " if processes > 1 else ""
     if shortest * config.total_steps < samples:
         raise InputError(
             f"total_steps={config.total_steps}: expected at least {math.ceil(samples / shortest)}, so that every stage "
-            f"has a rollout of num_envs x ppo.rollout_steps = {samples}"
+            f"has a rollout of {of_all}num_envs x ppo.rollout_steps = {samples}"
         )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gorl_robotics import distributed
 from gorl_robotics.advantages import advantages
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
@@ -119,12 +120,15 @@ class Learner:
         self.critic_normaliser.update(rollout.critic_observation)
 
     def metrics(self) -> Tensor:
-        """Means over the last update's minibatches, named by METRICS; still on the device."""
-        return self._sums / (self.config.epochs * self.config.minibatches)
+        """Means over the last update's minibatches and all processes, named by METRICS; still on the device."""
+        means = self._sums / (self.config.epochs * self.config.minibatches)
+        distributed.average(means)
+        return means
 
     def restart_policy(self, regularisation: float) -> None:
         """The latent policy back to N(0, I) with fresh optimiser state; critic and statistics are kept."""
         self.policy.latent.restart()
+        distributed.broadcast(self.policy.latent)
         for state in self.policy_optimizer.state.values():
             for value in state.values():
                 value.zero_()
@@ -169,7 +173,8 @@ class Learner:
             self.config.gae_lambda,
         )
         self._target.copy_((advantage + value).flatten())
-        self._advantage.copy_(((advantage - advantage.mean()) / (advantage.std() + 1e-8)).flatten())
+        mean, std = distributed.mean_std(advantage)
+        self._advantage.copy_(((advantage - mean) / (std + 1e-8)).flatten())
         self._observation.copy_(self.policy.normaliser(rollout.observation).flatten(0, 1))
         self._critic_observation.copy_(self.critic_normaliser(rollout.critic_observation).flatten(0, 1))
         self._latent.copy_(rollout.latent.flatten(0, 1))
@@ -201,6 +206,7 @@ class Learner:
             self.regularisation,
         )
         self._descend(terms.loss, self.policy.latent, self.policy_optimizer)
+        distributed.average(terms.kl)
         self._adapt_rate(terms.kl)
         return torch.stack([terms.loss.detach(), terms.kl, terms.clipped, terms.entropy, std.detach().mean()])
 
@@ -224,6 +230,7 @@ class Learner:
     def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients(network)
         nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
         optimizer.step()
 
