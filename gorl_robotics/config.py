@@ -67,7 +67,9 @@ class Stages:
 class Refit:
     """Fitting the decoder to recent rollouts."""
 
-    samples: int = _setting(4_000_000, "most recent samples of a stage that it is fitted to, of all processes together", low=1)
+    samples: int = _setting(
+        4_000_000, "most recent samples of a stage that it is fitted to, of all processes together", low=1
+    )
     updates: int = _setting(3000, "gradient steps", low=1)
     batch: int = _setting(8192, "samples in a gradient step, of all processes together", low=1)
     draws: int = _setting(8, "noise and time draws for each sample", low=1)

@@ -185,7 +185,7 @@ def test_a_disk_that_fills_leaves_the_rest_to_memory(tmp_path: Path, monkeypatch
     assert "No space left" in run.recorder.failure
     run.add(10)
     assert_data(run.recorder.data(), 10)
-    assert saved == {"rows": 0, "memory": []}
+    assert (saved["rows"], saved["memory"]) == (0, [])
 
 
 def test_a_disk_that_fails_at_the_very_end_leaves_the_last_rollout(
