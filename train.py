@@ -97,7 +97,7 @@ class Trainer:
                 if self._stop:
                     self._save(recorder)
                     self._close(recorder)
-                    self.display.note(f"stopped; go on with: python train.py resume={self.folder}")
+                    self.display.note(f"stopped; go on with: {distributed.launcher()} train.py resume={self.folder}")
                     return
                 self._evaluate(f"stage {self.stage + 1} ends")
                 if self.stage < len(ends) - 1:

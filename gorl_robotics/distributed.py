@@ -78,6 +78,11 @@ def local_size() -> int:
     return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1
 
 
+def launcher() -> str:
+    """What a command line begins with that starts as many processes as there are."""
+    return "python" if size() == 1 else f"torchrun --nproc-per-node={local_size()}"
+
+
 def threads(wanted: int) -> int:
     """CPU threads of this process: as many as wanted; for 0 its share of the machine's cores."""
     if wanted or size() == 1:

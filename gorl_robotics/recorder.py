@@ -150,7 +150,7 @@ def shared_out(recorders: Sequence[Mapping[str, Any] | None], rank: int, process
     share = _share(lengths, rank, processes)
     return {
         "rows": 0,
-        "part": 1 + max(state["part"] for state in states),
+        "part": max(state["part"] for state in states) + any(stop > start for _, start, stop in files),
         "earlier": [
             (name, start + first, start + last)
             for (name, start, _), (first, last) in zip(files, share, strict=False)
