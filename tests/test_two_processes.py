@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from gorl_robotics.storage import read_rollouts
 
 STEPS = 32
 SAMPLES = 2 * WORLDS * STEPS  # of an iteration of two processes
-RUN = {
+RUN: dict[str, Any] = {
     "total_steps": 9 * SAMPLES,
     "ppo.rollout_steps": STEPS,
-    "evaluation_worlds": 1,
+    "evaluation_worlds": 2,
     "stages.fractions": "[0.7,0.3]",
     "refit.samples": 4 * SAMPLES,
 }
@@ -52,7 +53,8 @@ def test_two_processes_are_one_run(complete: tuple[Ended, Path]) -> None:
     assert [int(row["iteration"]) for row in evaluations(folder)] == [0, FIRST_STAGE, ITERATIONS]
     assert (folder / "export" / "policy.onnx").is_file()
     assert ended.out.count("exported to") == ended.out.count("untrained: ") == 1
-    assert "refit to 3,584 samples" in ended.out, "of both processes, without the worlds of validation"
+    samples = RUN["refit.samples"] * 7 // 8  # of both processes, without the worlds of validation
+    assert f"refit to {samples:,} samples" in ended.out
 
 
 def test_each_process_records_worlds_of_its_own(complete: tuple[Ended, Path]) -> None:
