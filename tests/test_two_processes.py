@@ -35,13 +35,19 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
     return ended, only_run(cwd)
 
 
+def stopping_one(after: int) -> str:
+    """The program, of which the second process alone is asked to stop after that iteration."""
+    return (
+        "import contextlib\n"
+        f"with running.signalled({after}, signal.SIGTERM) if rank else contextlib.nullcontext(): train.main()"
+    )
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of which the second process alone was asked to stop, while its first stage was being recorded."""
+    """A run that was stopped while its first stage was being recorded."""
     cwd = tmp_path_factory.mktemp("stopped")
-    code = "import contextlib\n"
-    code += "with running.signalled(4, signal.SIGTERM) if rank else contextlib.nullcontext(): train.main()"
-    ended = launched(settings(**RUN), cwd, code)
+    ended = launched(settings(**RUN), cwd, stopping_one(after=4))
     assert ended.code == 0, ended.err
     return only_run(cwd)
 
@@ -94,8 +100,9 @@ def test_a_run_goes_on_on_another_number_of_processes(stopped: Path, tmp_path: P
     assert saved(folder)["steps"] == 4 * SAMPLES + SAMPLES // 2
     assert saved(folder)["other_processes"] == []
 
-    ended = launched([f"resume={folder}"], tmp_path)
+    ended = launched([f"resume={folder}"], tmp_path, stopping_one(after=7))
     assert ended.code == 0, ended.err
+    assert saved(folder)["iteration"] == 7
     first_stage = [int(row["steps"]) / SAMPLES for row in rows(folder) if row["stage"] == "1" and row["loss/value"]]
     assert first_stage == [1, 2, 3, 4, 4.5, 5.5]
     # Iterations 3 and 4 by two processes, 5 by one and 6 by two again; an eighth of the worlds is for validation.
