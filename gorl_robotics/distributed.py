@@ -12,9 +12,11 @@ process, so that weights which began equal stay equal.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -46,9 +48,12 @@ def processes() -> Iterator[None]:
         return
     with _peers():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
-    # After an error the others may never come to leave with this one: the end of the process breaks the connections.
-    yield
-    any_process(False)  # all leave together
+    try:
+        yield
+        any_process(False)  # all leave together
+    except BaseException:
+        atexit.register(_leave_at_once)
+        raise
     gc.collect()  # NCCL would wait for captured graphs that still hold its collectives
     dist.destroy_process_group()
 
@@ -196,6 +201,17 @@ def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
     return [state, *others]
 
 
+def _leave_at_once() -> None:
+    """Ends a process that has failed, once its reason is told.
+
+    Python's own way out would take down NCCL's communicators, which wait for captured graphs that the error's traceback
+    still holds; and as long as this process is there, the others wait for it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _on_host(number: int, operation: Any) -> Tensor:
     box = torch.tensor(number, dtype=torch.int64)
     with _collective(box.device):
@@ -228,5 +244,5 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise ConnectionError(f"the processes of this run no longer reach one another: {reason}") from error
