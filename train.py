@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 import tasks
 from envs.vector_env import VectorEnv
-from gorl_robotics import checkpoint, methods, run_folder
+from gorl_robotics import checkpoint, distributed, methods, run_folder
 from gorl_robotics.config import CPU_DEFAULTS, Config, check_budget, help_text, parse_arguments, resolve, to_yaml
 from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.display import Display
@@ -26,7 +27,7 @@ from gorl_robotics.evaluation import Evaluator
 from gorl_robotics.export import export_checkpoint
 from gorl_robotics.metrics import MetricsLog
 from gorl_robotics.ppo import METRICS, Learner
-from gorl_robotics.recorder import Recorder
+from gorl_robotics.recorder import Recorder, shared_out
 from gorl_robotics.rollout import Collector
 from gorl_robotics.signals import on_stop
 
@@ -48,9 +49,9 @@ class Trainer:
         display.doing("building worlds and compiling kernels (a minute at the very first time)")
         device = prepare_device(choose_device(config.device))
         torch.manual_seed(config.seed)
-        self.generator = torch.Generator(device).manual_seed(config.seed)
+        seed, threads = distributed.own_seed(config.seed), distributed.threads(config.threads)
+        self.generator = torch.Generator(device).manual_seed(seed)
         task = tasks.make(config.task)
-        seed, threads = config.seed, config.threads
         self.env = VectorEnv(
             task,
             config.num_envs,
@@ -76,9 +77,11 @@ class Trainer:
         self.steps = self.iteration = self.stage = 0
         self.elapsed, self._since = 0.0, time.monotonic()
         self._evaluated: dict[str, Any] | None = None
-        self._stop, self._saved_at = False, time.monotonic()
+        self._asked_to_stop, self._stop, self._saved_at = False, False, time.monotonic()
         self._resumed_recorder = self._restore(saved) if saved else None
-        self.log = MetricsLog(folder, resume_rows=saved["rows"] if saved else None)
+        distributed.broadcast(self.policy, self.learner.critic)
+        if distributed.is_main():
+            self.log = MetricsLog(folder, resume_rows=saved["rows"] if saved else None)
 
     def train(self) -> None:
         """The algorithm: stages of PPO with the decoder frozen and, if there is one, a refit of it between them."""
@@ -93,7 +96,7 @@ class Trainer:
                 if self._stop:
                     self._save(recorder)
                     self._close(recorder)
-                    self.display.note(f"stopped; go on with: python train.py resume={self.folder}")
+                    self.display.note(f"stopped; go on with: {distributed.launcher()} train.py resume={self.folder}")
                     return
                 self._evaluate(f"stage {self.stage + 1} ends")
                 if self.policy.refits and self.stage < len(ends) - 1:
@@ -102,13 +105,14 @@ class Trainer:
                 self.stage += 1
                 self._save(None, f"stage-{self.stage}.pt")
             self.display.doing("exporting")
-            self.display.note(f"exported to {export_checkpoint(self.folder)}")
+            if distributed.is_main():
+                self.display.note(f"exported to {export_checkpoint(self.folder)}")
 
     def _learn(self, stage_end: int, recorder: Recorder) -> None:
         """Fast time scale: rollouts and PPO updates until the stage's steps are used up."""
-        samples = self.collector.rollout.samples
+        samples = distributed.size() * self.collector.rollout.samples
         self.display.doing("training")
-        while self.steps + samples <= stage_end and not self._stop:
+        while not self._stopping() and self.steps + samples <= stage_end:
             begin = time.monotonic()
             rollout = self.collector.collect()
             self.steps += samples
@@ -116,8 +120,10 @@ class Trainer:
             recorder.add(self.steps)
             self.learner.update(rollout)
             self.env.check()
+            # Asked of all here, where a process that the check has ended is noticed before any waits for it on a GPU.
+            due = distributed.any_process(time.monotonic() - self._saved_at > self.config.checkpoint_seconds)
             self._report(samples / (time.monotonic() - begin))
-            if time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
+            if due:
                 self._save(recorder)
 
     def _refit(self, recorder: Recorder) -> None:
@@ -136,11 +142,14 @@ class Trainer:
 
     def _close(self, recorder: Recorder) -> None:
         recorder.close()
-        if recorder.failure:
-            self.display.note(f"going on without recording this stage, its samples in memory: {recorder.failure}")
+        for state in distributed.gather_states({"failure": recorder.failure}):
+            if state["failure"]:
+                self.display.note(f"going on without recording this stage, its samples in memory: {state['failure']}")
 
     def _evaluate(self, when: str) -> None:
         """A frozen evaluation, written as a row of its own."""
+        if not distributed.is_main():
+            return
         self.display.doing("evaluating")
         result = self.evaluator()
         summary = result.summary()
@@ -155,17 +164,21 @@ class Trainer:
         )
 
     def _report(self, speed: float) -> None:
-        """Metrics of an iteration: one transfer from the device."""
-        watched = self.env.last_return[self.config.num_envs :]
+        """Metrics of an iteration, over the worlds of all processes: one transfer from the device."""
+        watched = distributed.gather(self.env.last_return)[:, self.config.num_envs :].flatten()
+        reward, metrics = self.collector.rollout.reward.mean(), self.learner.metrics()
+        distributed.average(reward)
+        if not distributed.is_main():
+            return
         numbers = torch.stack(
             [
                 watched.nanmean(),
                 watched.nanquantile(0.1),
-                self.collector.rollout.reward.mean(),
+                reward,
                 self.learner.policy_rate,
             ]
         )
-        values = torch.cat([numbers, self.learner.metrics()]).tolist()
+        values = torch.cat([numbers, metrics]).tolist()
         names = ("return/monitor_mean", "return/monitor_p10", "reward/training_mean", "policy/learning_rate")
         row = dict(zip((*names, *self.learner.metric_names), values, strict=True))
         self._write({**row, "time/steps_per_second": speed})
@@ -184,9 +197,9 @@ class Trainer:
         self.log.write({**counts, **dict.fromkeys(COLUMNS, ""), **values, **clock})
 
     def _recorder(self, stage_end: int) -> Recorder:
-        path = self.folder / "rollouts" / f"stage-{self.stage + 1}-rank-0.h5"
+        path = self.folder / "rollouts" / f"stage-{self.stage + 1}-rank-{distributed.rank()}.h5"
         provenance = {**run_folder.provenance(), "task": self.config.task, "seed": self.config.seed}
-        provenance["method"] = self.config.method
+        provenance.update(method=self.config.method, rank=distributed.rank(), processes=distributed.size())
         provenance["observation_terms"] = ", ".join(self.env.layout.observation)
         resumed, self._resumed_recorder = self._resumed_recorder, None
         # The last stage's samples are kept to be looked at, those of the others for a refit.
@@ -195,7 +208,17 @@ class Trainer:
         return Recorder(path, self.collector.rollout, end, self.config, provenance, resumed)
 
     def _save(self, recorder: Recorder | None, name: str | None = None) -> None:
-        """Writes the newest checkpoint and, if named, a copy that stays."""
+        """Writes the newest checkpoint and, if named, a copy that stays; the first process does, for all."""
+        own = {
+            "environment": self.env.state_dict(),
+            "generators": {"learner": self.generator.get_state(), "torch": torch.get_rng_state()},
+            "recorder": recorder.state_dict() if recorder else None,
+            "observations": self.collector.rollout.observation[-1, :256].clone(),
+        }
+        processes = distributed.gather_states(own)
+        self._saved_at = time.monotonic()
+        if not distributed.is_main():
+            return
         content = {
             "config": to_yaml(self.config),
             "device": self.env.device.type,
@@ -207,15 +230,12 @@ class Trainer:
             "policy": self.policy.state_dict(),
             "generative": self.policy.generative,
             "learner": self.learner.state_dict(),
-            "environment": self.env.state_dict(),
-            "generators": {"learner": self.generator.get_state(), "torch": torch.get_rng_state()},
-            "recorder": recorder.state_dict() if recorder else None,
-            "observations": self.collector.rollout.observation[-1, :256].clone(),
             "evaluation": self._evaluated,
+            **own,
+            "other_processes": processes[1:],
         }
         for target in filter(None, (name, checkpoint.LATEST)):
             checkpoint.save(self.folder / "checkpoints" / target, content)
-        self._saved_at = time.monotonic()
 
     def _restore(self, saved: dict[str, Any]) -> dict[str, Any] | None:
         self.stage, self.steps, self.iteration = saved["stage"], saved["steps"], saved["iteration"]
@@ -223,15 +243,25 @@ class Trainer:
         self.policy.load_state_dict(saved["policy"])
         self.policy.generative = saved["generative"]
         self.learner.load_state_dict(saved["learner"])
+        torch.set_rng_state(saved["generators"]["torch"])  # of new weights, which are the same everywhere
+        processes = [saved, *saved.get("other_processes", [])]
+        rank, size = distributed.rank(), distributed.size()
+        own = processes[rank % len(processes)]
+        self.collector.rollout.observation[-1, :256] = own["observations"]  # if there is no rollout any more
+        if len(processes) != size:  # the worlds begin anew
+            return shared_out([process["recorder"] for process in processes], rank, size)
         if saved["device"] == self.env.device.type:
-            self.env.load_state_dict(saved["environment"])
-            self.generator.set_state(saved["generators"]["learner"])
-        torch.set_rng_state(saved["generators"]["torch"])
-        self.collector.rollout.observation[-1, :256] = saved["observations"]  # if there is no rollout any more
-        return saved["recorder"]
+            self.env.load_state_dict(own["environment"])
+            self.generator.set_state(own["generators"]["learner"])
+        return own["recorder"]
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop: then all of them do, after the same iteration."""
+        self._stop = distributed.any_process(self._asked_to_stop)
+        return self._stop
 
     def _ask_to_stop(self) -> None:
-        self._stop = True
+        self._asked_to_stop = True
         self.display.doing("stopping after this iteration")
 
 
@@ -255,12 +285,14 @@ def main() -> None:
         print(help_text({"cpu": CPU_DEFAULTS, **{name: kind.defaults for name, kind in methods.METHODS.items()}}))
         return
     given = parse_arguments(arguments)
-    if given.get("test"):
-        _test(given)
-    elif given.get("resume"):
-        _resume(given)
-    else:
-        _start(given)
+    with distributed.processes():
+        if given.get("test"):
+            if distributed.is_main():
+                _test(given)
+        elif given.get("resume"):
+            _resume(given)
+        else:
+            _start(given)
 
 
 def _start(given: dict[str, Any]) -> None:
@@ -270,25 +302,29 @@ def _start(given: dict[str, Any]) -> None:
     device = choose_device(given.get("device", "auto"))
     method = methods.find(given.get("method", Config().method))
     config = resolve(given, CPU_DEFAULTS if device.type == "cpu" else {}, method.defaults, task.overrides)
-    check_budget(config)
-    _train(config, run_folder.create(config))
+    check_budget(config, distributed.size())
+    _train(config, distributed.from_main(lambda: run_folder.create(config)))
 
 
 def _resume(given: dict[str, Any]) -> None:
     path, saved, config = run_folder.reopen(given, "resume")
-    samples, last = config.num_envs * config.ppo.rollout_steps, len(config.stages.fractions) - 1
+    samples = distributed.size() * config.num_envs * config.ppo.rollout_steps
+    last = len(config.stages.fractions) - 1
     if saved["stage"] > last:
         if saved["steps"] + samples > config.total_steps:
             raise InputError(
                 f"resume={given['resume']}: the run is complete at {saved['steps']:,} steps; raise total_steps"
             )
         saved["stage"] = last  # which becomes longer
-    _train(config, run_folder.continued(path, config, saved["stage"]), saved)
+    _train(config, distributed.from_main(lambda: run_folder.continued(path, config, saved["stage"])), saved)
 
 
 def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) -> None:
     title = f"{config.task} · {config.method} · seed {config.seed} · {folder}"
-    with Display(title, config.total_steps, len(config.stages.fractions)) as display:
+    if distributed.size() > 1:
+        title += f" · {distributed.size()} processes"
+    console = None if distributed.is_main() else Console(quiet=True, force_interactive=False)
+    with Display(title, config.total_steps, len(config.stages.fractions), console) as display:
         try:
             trainer = Trainer(config, folder, display, saved)
         except BaseException:

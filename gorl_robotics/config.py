@@ -69,10 +69,12 @@ class Stages:
 class Refit:
     """Fitting the decoder to recent rollouts; gorl_flow and gorl_diffusion only."""
 
-    samples: int = _setting(4_000_000, "most recent samples of a stage that the decoder is fitted to", low=1)
+    samples: int = _setting(
+        4_000_000, "most recent samples of a stage that it is fitted to, of all processes together", low=1
+    )
     action_bound: float = _setting(2.5, "pre-tanh actions are clipped to ± this first: tanh(2.5) = 0.987", low=0.1)
     updates: int = _setting(3000, "gradient steps", low=1)
-    batch: int = _setting(8192, "samples in a gradient step", low=1)
+    batch: int = _setting(8192, "samples in a gradient step, of all processes together", low=1)
     draws: int = _setting(8, "noise and time draws for each sample", low=1)
     learning_rate: float = _setting(1e-3, "at the start; it falls to zero along a cosine", low=0)
     validation: float = _setting(0.1, "share of worlds, with all their episodes, kept for validation", low=0, high=0.5)
@@ -107,12 +109,12 @@ class Config:
 
     task: str = _setting("", "what to train; `python -m tasks` lists them")
     method: str = _setting("gorl_flow", "how to train: gorl_flow, gorl_diffusion, gaussian, fpo or dppo")
-    num_envs: int = _setting(4096, "worlds that are learnt from", low=1)
+    num_envs: int = _setting(4096, "worlds that are learnt from, in each process", low=1)
     total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
     seed: int = _setting(0, "of every random number", low=0, high=2**63 - 1)
     device: str = _setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
-    threads: int = _setting(0, "CPU threads of the physics on a CPU; 0 takes every core", low=0)
-    monitors: int = _setting(128, "further worlds that act without noise and are only watched", low=1)
+    threads: int = _setting(0, "CPU threads of each process's physics on a CPU; 0 shares out every core", low=0)
+    monitors: int = _setting(128, "further worlds of each process, which act without noise and are only watched", low=1)
     practice: float = _setting(
         0.01, "probability per step of cutting short a world that does better than the mean", low=0, high=1
     )
@@ -341,11 +343,12 @@ def _check(config: Config) -> None:
         )
 
 
-def check_budget(config: Config) -> None:
-    """Raises InputError if `total_steps` leaves a stage without a single rollout."""
-    samples, shortest = config.num_envs * config.ppo.rollout_steps, min(config.stages.fractions)
+def check_budget(config: Config, processes: int = 1) -> None:
+    """Raises InputError if `total_steps` leaves a stage without a single rollout of all processes."""
+    samples, shortest = processes * config.num_envs * config.ppo.rollout_steps, min(config.stages.fractions)
+    of_all = f"{processes} processes x " if processes > 1 else ""
     if shortest * config.total_steps < samples:
         raise InputError(
             f"total_steps={config.total_steps}: expected at least {math.ceil(samples / shortest)}, so that every stage "
-            f"has a rollout of num_envs x ppo.rollout_steps = {samples}"
+            f"has a rollout of {of_all}num_envs x ppo.rollout_steps = {samples}"
         )

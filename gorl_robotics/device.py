@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from gorl_robotics import distributed
 from gorl_robotics.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `device=name` means: auto takes CUDA if there is one.
+    """The device that `device=name` means: auto takes CUDA if there is one, each of several processes its own.
 
     Raises:
         InputError: the name is no device, or the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -23,9 +24,23 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device={name!r}: expected auto, cuda, cuda:N or cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={name!r}: this machine has no CUDA device; expected device=cpu or device=auto")
+    if device.type == "cuda" and distributed.size() > 1:
+        return _own_device(name, device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def _own_device(name: str, device: torch.device) -> torch.device:
+    """The GPU of this one of several processes."""
+    if device.index is not None:
+        raise InputError(f"device={name!r}: each of several processes takes its own GPU; expected auto, cuda or cpu")
+    if distributed.local_size() > torch.cuda.device_count():
+        raise InputError(
+            f"device={name!r}: torchrun started {distributed.local_size()} processes on this machine, "
+            f"which has {torch.cuda.device_count()} CUDA devices; expected --nproc-per-node at most that"
+        )
+    return torch.device("cuda", distributed.local_rank())
 
 
 def prepare_device(device: torch.device) -> torch.device:

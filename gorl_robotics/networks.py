@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gorl_robotics import distributed
+
 # Normalised observations are clipped here: a contact force may be a hundred standard deviations out.
 OBSERVATION_CLIP = 10.0
 _MIN_STD = 1e-3
@@ -59,13 +61,14 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:
-        """Takes (..., size) into the moments, in place."""
+        """Takes (..., size), and what every other process gives at the same time, into the moments, in place."""
         rows = batch.reshape(-1, batch.shape[-1]).double()
-        count = rows.shape[0]
         mean = rows.mean(dim=0)
+        squares = ((rows - mean) ** 2).sum(dim=0)
+        count, mean, squares = distributed.merge_moments(rows.shape[0], mean, squares)
         total = self.count + count
         delta = mean - self.mean
-        self.squares.add_(((rows - mean) ** 2).sum(dim=0) + delta**2 * (self.count * count / total))
+        self.squares.add_(squares + delta**2 * (self.count * count / total))
         self.mean.add_(delta * (count / total))
         self.count.copy_(total)
         std = (self.squares / self.count).sqrt()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from gorl_robotics import distributed
 from gorl_robotics.advantages import advantages
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
@@ -121,12 +122,15 @@ class Learner:
         self.critic_normaliser.update(rollout.critic_observation)
 
     def metrics(self) -> Tensor:
-        """Means over the last update's minibatches, named by `metric_names`; still on the device."""
-        return self._sums / (self.config.epochs * self.config.minibatches)
+        """Means over the last update's minibatches and all processes, named by `metric_names`; still on the device."""
+        means = self._sums / (self.config.epochs * self.config.minibatches)
+        distributed.average(means)
+        return means
 
     def restart_policy(self, regularisation: float) -> None:
         """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept."""
         self.policy.restart()
+        distributed.broadcast(self.policy.trained)
         for state in self.policy_optimizer.state.values():
             for value in state.values():
                 value.zero_()
@@ -171,7 +175,8 @@ class Learner:
             self.config.gae_lambda,
         )
         self._target.copy_((advantage + value).flatten())
-        self._advantage.copy_(((advantage - advantage.mean()) / (advantage.std() + 1e-8)).flatten())
+        mean, std = distributed.mean_std(advantage)
+        self._advantage.copy_(((advantage - mean) / (std + 1e-8)).flatten())
         self._observation.copy_(self.policy.normaliser(rollout.observation).flatten(0, 1))
         self._critic_observation.copy_(self.critic_normaliser(rollout.critic_observation).flatten(0, 1))
         for name, buffer in self._read.items():
@@ -195,6 +200,7 @@ class Learner:
         minibatch["observation"], minibatch["advantage"] = self._observation[rows], self._advantage[rows]
         terms = self.policy.loss(minibatch, self.config, self.regularisation)
         self._descend(terms.loss, self.policy.trained, self.policy_optimizer)
+        distributed.average(terms.kl)
         self._adapt_rate(terms.kl)
         return torch.stack([term.detach() for term in terms if term is not None])
 
@@ -218,6 +224,7 @@ class Learner:
     def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients(network)
         nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
         optimizer.step()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ class Recorder:
     writing what it would lose. If the disk fails, training goes on and the rest is kept in memory.
 
     Args:
-        path: of the stage's HDF5 file.
+        path: of the stage's HDF5 file of this process.
         rollout: for its sizes.
         stage_end: count of environment steps at which the stage ends; infinity records nothing.
         config: settings.
         provenance: what the file says about where it comes from.
-        resume: what `state_dict` gave when the run was interrupted in this stage.
+        resume: what `state_dict` gave when the run was interrupted in this stage, or `shared_out` made of it.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class Recorder:
         resume: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self._begin = path, stage_end - config.refit.samples
+        self._part = 1
+        self._earlier: list[tuple[str, int, int]] = []  # file, first row, row after the last
         self._device = rollout.reward.device
         self._rollout = rollout
         self._memory: list[dict[str, Tensor]] = []
@@ -50,6 +52,9 @@ class Recorder:
         self._provenance, self._enabled = provenance, config.storage.enabled
         if resume is not None:
             self._memory, self._rows = resume["memory"], resume["rows"]
+            self._part, self._earlier = resume.get("part", 1), resume.get("earlier", [])
+        if self._part > 1:  # files that other processes began are read from, never written to
+            self.path = path.with_stem(f"{path.stem}-part-{self._part}")
 
     def add(self, steps: int) -> None:
         """Records the rollout that has just been collected; `steps` is the run's count with it."""
@@ -65,7 +70,7 @@ class Recorder:
 
     def data(self) -> tuple[Tensor, Tensor]:
         """Closes the file and gives all that was recorded: observations (S, N, obs) and actions (S, N, a)."""
-        parts = self._from_file() + self._memory
+        parts = self._from_earlier() + self._from_file() + self._memory
         if not parts:  # the disk failed under the stage's last rollout
             parts = [{name: getattr(self._rollout, name).clone() for name in _FITTED}]
         self._memory = []
@@ -78,7 +83,8 @@ class Recorder:
             self._writer.flush()
             self.failure = self._writer.failure
             rows = 0 if self.failure else self._writer.steps
-        return {"rows": rows, "memory": list(self._memory)}
+        own = {"file": self.path.name, "rows": rows, "memory": list(self._memory)}
+        return {**own, "part": self._part, "earlier": list(self._earlier)}
 
     def close(self) -> None:
         """Waits until everything is on disk and closes the file."""
@@ -102,6 +108,15 @@ class Recorder:
         except OSError as error:
             self._enabled, self.failure = False, f"{self.path}: {error.strerror or error}"
 
+    def _from_earlier(self) -> list[dict[str, Tensor]]:
+        """This process's share of what was recorded by another number of processes."""
+        parts = []
+        for name, start, stop in self._earlier:
+            with read_rollouts(self.path.with_name(name)) as recording:
+                arrays = recording.read(_FITTED, start, stop)
+            parts.append({key: torch.from_numpy(array) for key, array in arrays.items()})
+        return parts
+
     def _from_file(self) -> list[dict[str, Tensor]]:
         if self._writer is None and self._rows == 0:
             return []
@@ -113,3 +128,47 @@ class Recorder:
         with read_rollouts(self.path) as recording:
             arrays = recording.read(_FITTED, stop=stop)
         return [{name: torch.from_numpy(array) for name, array in arrays.items()}]
+
+
+def shared_out(recorders: Sequence[Mapping[str, Any] | None], rank: int, processes: int) -> dict[str, Any] | None:
+    """What recorder `rank` of `processes` goes on with where another number of them was interrupted.
+
+    Their rows, one recorder's behind the other's, are cut into equal runs of rows. Rows stay on disk where they are.
+    An episode that such a cut divides may be trained on by one process and validated on by the next.
+
+    Args:
+        recorders: each one's `state_dict`, in order of rank; None where no stage had begun.
+        rank: which one this is.
+        processes: how many there are now.
+    """
+    states = [state for state in recorders if state is not None]
+    if not states:
+        return None
+    files = [row for state in states for row in (*state["earlier"], (state["file"], 0, state["rows"]))]
+    memory = [rollout for state in states for rollout in state["memory"]]
+    lengths = [stop - start for _, start, stop in files] + [len(rollout[_FITTED[0]]) for rollout in memory]
+    share = _share(lengths, rank, processes)
+    return {
+        "rows": 0,
+        "part": max(state["part"] for state in states) + any(stop > start for _, start, stop in files),
+        "earlier": [
+            (name, start + first, start + last)
+            for (name, start, _), (first, last) in zip(files, share, strict=False)
+            if last > first
+        ],
+        "memory": [
+            {name: rows[first:last].clone() for name, rows in rollout.items()}
+            for rollout, (first, last) in zip(memory, share[len(files) :], strict=True)
+            if last > first
+        ],
+    }
+
+
+def _share(lengths: Sequence[int], rank: int, processes: int) -> list[tuple[int, int]]:
+    """Where share `rank` begins and ends in each of several pieces of these lengths, laid end to end."""
+    begin, end = (sum(lengths) * k // processes for k in (rank, rank + 1))
+    places, offset = [], 0
+    for length in lengths:
+        places.append((min(max(begin - offset, 0), length), min(max(end - offset, 0), length)))
+        offset += length
+    return places

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gorl_robotics import distributed
 from gorl_robotics.config import Refit
 from gorl_robotics.decoder import Decoder
 from gorl_robotics.graphs import captured
@@ -39,7 +40,9 @@ def refit(
     The noise is drawn independently of the latents that gave the actions: the decoder learns the distribution of
     actions in a state, so that z ~ N(0, I) reproduces it. Actions are clipped where tanh is flat: without it, what a
     decoder gives, and the policy moves on from, grows from refit to refit. Some worlds are kept for validation, with
-    all of their episodes; the weights with the best validation loss are the ones that remain.
+    all of their episodes; the weights with the best validation loss are the ones that remain. Several processes fit
+    one decoder, each to its own data: gradients and validation losses are their means, and a batch is made of all
+    their rows.
 
     Args:
         decoder: on the tensors' device.
@@ -51,6 +54,7 @@ def refit(
     action = action.clamp(-config.action_bound, config.action_bound)
     training, validation = _split(observation, action, config.validation, generator)
     decoder.restart(generator)
+    distributed.broadcast(decoder.network)
     _set_statistics(decoder, training[0])
     fit = _Fit(decoder, training, config, generator)
     held_out = _held_out(decoder, validation, generator)
@@ -61,11 +65,13 @@ def refit(
         fit.step()
         if update % every == 0 or update == config.updates:
             with torch.no_grad():
-                loss = float(decoder.loss(*held_out))
+                validation_loss = decoder.loss(*held_out)
+            distributed.average(validation_loss)
+            loss = float(validation_loss)
             if loss < best:
                 best, best_update, best_weights = loss, update, _copy(decoder)
     decoder.network.load_state_dict(best_weights)
-    return RefitResult(training[0].shape[0], config.updates, float(fit.loss), best, best_update)
+    return RefitResult(distributed.total(training[0].shape[0]), config.updates, float(fit.loss), best, best_update)
 
 
 class _Fit:
@@ -89,7 +95,8 @@ class _Fit:
 
     def _step(self) -> None:
         device, draws = self._generator.device, self._config.draws
-        rows = torch.randint(self._action.shape[0], (self._config.batch,), generator=self._generator, device=device)
+        share = math.ceil(self._config.batch / distributed.size())
+        rows = torch.randint(self._action.shape[0], (share,), generator=self._generator, device=device)
         observation = self._decoder.normaliser(self._observation[rows]).repeat(draws, 1)
         action = self._action[rows].repeat(draws, 1)
         t = torch.rand(len(action), 1, generator=self._generator, device=device)
@@ -97,6 +104,7 @@ class _Fit:
         loss = self._decoder.loss(observation, action, t, noise)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients(self._decoder.network)
         self._optimizer.step()
         self.loss.copy_(loss.detach())
 

@@ -53,10 +53,10 @@ def continued(path: Path, config: Config, stage: int) -> Path:
         return own
     folder = create(config)
     try:
-        for name in ("metrics.csv", f"rollouts/stage-{stage + 1}-rank-0.h5"):
-            if (own / name).is_file():
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copy2(own / name, folder / name)
+        for source in (*own.glob("metrics.csv"), *own.glob(f"rollouts/stage-{stage + 1}-rank-*.h5")):
+            target = folder / source.relative_to(own)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(source, target)
     except BaseException:
         discard(folder)
         raise

@@ -127,6 +127,18 @@ def killed(after: int, arguments: list[str], cwd: Path) -> Ended:
     return process(["-c", code, *arguments], cwd)
 
 
+def torchrun(arguments: list[str], cwd: Path, code: str = "train.main()", timeout: float = 120) -> Ended:
+    """Runs two processes of `train.py ARGUMENTS`, or of other code that may use `running`, `train` and their `rank`."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    if code == "train.main()":
+        return process([*launch, str(TRAIN), *arguments], cwd, timeout)
+    code = (
+        f"import os, signal, sys; sys.path[:0] = [{str(TRAIN.parent)!r}, {str(Path(__file__).parent)!r}]\n"
+        f"import running, train; rank = int(os.environ['RANK'])\n{code}"
+    )
+    return process([*launch, "--no-python", sys.executable, "-c", code, *arguments], cwd, timeout)
+
+
 def only_run(cwd: Path) -> Path:
     """The one run folder that was made in `cwd`."""
     (folder,) = cwd.glob("runs/*/*")

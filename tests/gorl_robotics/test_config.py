@@ -11,6 +11,7 @@ import pytest
 from gorl_robotics.config import (
     CPU_DEFAULTS,
     Config,
+    check_budget,
     config_values,
     from_yaml,
     help_text,
@@ -258,3 +259,10 @@ def test_help_has_one_line_for_each_setting() -> None:
             assert "(cpu " in about[0]
         assert ("(other 0.9)" in about[0]) is (name == "ppo.clip")
     assert len([line for line in lines if line.startswith("  ")]) == len(names)
+
+
+def test_a_stage_has_a_rollout_of_all_processes() -> None:
+    config = given("num_envs=4", "ppo.rollout_steps=10", "total_steps=400", "stages.fractions=[0.2,0.8]")
+    check_budget(config, 2)
+    with pytest.raises(InputError, match=r"at least 600, .*3 processes x num_envs x ppo.rollout_steps = 120"):
+        check_budget(config, 3)

@@ -71,6 +71,15 @@ def test_from_an_older_checkpoint_it_goes_on_in_a_new_one(tmp_path: Path) -> Non
     assert all(copied[name] == before[name] for name in ("metrics.csv", "rollouts/stage-2-rank-0.h5"))
 
 
+def test_every_processs_recording_is_copied(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path)
+    for name in ("rank-1", "rank-0-part-2"):
+        (folder / "rollouts" / f"stage-2-{name}.h5").write_text(name)
+    again = run_folder.continued(folder / "checkpoints" / "stage-1.pt", config(tmp_path), 1)
+    found = {path.name for path in (again / "rollouts").iterdir()}
+    assert found == {"stage-2-rank-0.h5", "stage-2-rank-1.h5", "stage-2-rank-0-part-2.h5"}
+
+
 def test_what_an_older_run_lacks_is_not_copied(tmp_path: Path) -> None:
     folder = finished_run(tmp_path)
     (folder / "metrics.csv").unlink()

@@ -1,0 +1,169 @@
+"""One of two processes that learn from halves of the same data; what it ends with goes to FOLDER/rank-R.pt.
+
+python -m torch.distributed.run --standalone --nproc-per-node=2 distributed_worker.py FOLDER DEVICE
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from fake_environment import small_config
+from test_ppo import Setup, weights
+from torch import Tensor
+
+import gorl_robotics.refit
+from gorl_robotics import distributed
+from gorl_robotics.config import Config
+from gorl_robotics.device import choose_device, prepare_device
+from gorl_robotics.flow import FlowDecoder
+from gorl_robotics.networks import Normaliser
+from gorl_robotics.refit import refit
+from gorl_robotics.rollout import Rollout
+
+PROCESSES, WORLDS = 2, 6
+MINIBATCHES = 4
+REFIT = small_config(refit__updates=30, refit__batch=50, refit__draws=2, refit__learning_rate=0.01).refit
+
+
+def config(processes: int) -> Config:
+    """Of one of so many processes that share the worlds."""
+    return small_config(
+        num_envs=PROCESSES * WORLDS // processes,
+        ppo__epochs=3,
+        ppo__minibatches=MINIBATCHES,
+        ppo__learning_rate=0.003,
+        ppo__reward_scale=0.3,
+    )
+
+
+def joined() -> tuple[Setup, list[Rollout]]:
+    """All worlds in one process: its learner, still without an update, and two rollouts to learn from."""
+    setup = Setup(config(1), lifetimes=[2, 3, 4, 5] + [99] * (PROCESSES * WORLDS - 2))
+    with torch.no_grad():  # a policy that depends on what it sees
+        setup.policy.latent.network[-1].weight.normal_(0, 0.3, generator=setup.generator)
+    collected = (setup.collector.collect() for _ in range(2))
+    return setup, [every(each, torch.Tensor.clone) for each in collected]
+
+
+def every(rollout: Rollout, change: Callable[[Tensor], Tensor]) -> Rollout:
+    """A rollout of all its tensors changed."""
+    named = {name: change(value) for name, value in vars(rollout).items() if name != "stored"}
+    return Rollout(**named, stored={name: change(value) for name, value in rollout.stored.items()})
+
+
+def half(rollout: Rollout, rank: int, device: torch.device) -> Rollout:
+    """One process's worlds."""
+    worlds = slice(rank * WORLDS, (rank + 1) * WORLDS)
+    return every(rollout, lambda value: value[:, worlds].contiguous().to(device))
+
+
+def shuffles(rank: int) -> Callable[..., Tensor]:
+    """What process `rank` draws instead of torch.randperm, on any device the same."""
+    generator, permute = torch.Generator().manual_seed(100 + rank), torch.randperm
+    return lambda n, device=None, **_: permute(n, generator=generator).to(device)
+
+
+def joined_shuffles() -> Callable[..., Tensor]:
+    """The same for one process that has all worlds: its k-th minibatch is every process's k-th together."""
+    each = [shuffles(rank) for rank in range(PROCESSES)]
+
+    def permutation(n: int, **_: Any) -> Tensor:
+        parts = []
+        for rank, draw in enumerate(each):
+            rows = draw(n // PROCESSES)
+            parts.append(rows // WORLDS * PROCESSES * WORLDS + rank * WORLDS + rows % WORLDS)
+        return torch.cat([part.view(MINIBATCHES, -1) for part in parts], dim=1).flatten()
+
+    return permutation
+
+
+def recorded(rank: int) -> tuple[Tensor, Tensor]:
+    """Observations and actions that a refit is given; not as many on each process."""
+    draw, steps = torch.Generator().manual_seed(7 + rank), 12 + 5 * rank
+    observation = torch.randn(steps, WORLDS, 4, generator=draw) * 3 + rank
+    return observation, observation[..., :2].sin() + 0.1 * torch.randn(steps, WORLDS, 2, generator=draw)
+
+
+def decoder(seed: int) -> FlowDecoder:
+    torch.manual_seed(seed)
+    return FlowDecoder(4, 2, [16, 16], steps=4)
+
+
+def learnt(device: torch.device) -> dict[str, Any]:
+    """Two updates from this process's half, then a restart."""
+    rank = distributed.rank()
+    with mock.patch.object(distributed, "size", return_value=1):  # what both hold is made by each for itself
+        whole, rollouts = joined()
+    setup = Setup(config(PROCESSES), str(device))
+    if rank == 0:
+        setup.policy.load_state_dict(whole.policy.state_dict())
+        setup.learner.critic.load_state_dict(whole.learner.critic.state_dict())
+    else:
+        setup.policy.latent.restart()
+    distributed.broadcast(setup.policy, setup.learner.critic)
+    with mock.patch.object(torch, "randperm", shuffles(rank)):
+        for rollout in rollouts:
+            setup.learner.update(half(rollout, rank, device))
+    found = {
+        "policy": weights(setup.policy.latent),
+        "critic": weights(setup.learner.critic),
+        "rate": setup.learner.policy_rate.clone(),
+        "metrics": setup.learner.metrics(),
+        "normaliser": dict(setup.policy.normaliser.state_dict()),
+    }
+    torch.manual_seed(rank)
+    setup.learner.restart_policy(0.0)
+    return found | {"restarted": weights(setup.policy.latent)}
+
+
+def few_validation_samples() -> AbstractContextManager[object]:
+    return mock.patch.object(gorl_robotics.refit, "_VALIDATION_SAMPLES", 1000)
+
+
+def refitted(device: torch.device) -> dict[str, Any]:
+    rank = distributed.rank()
+    fitted, generator = decoder(rank).to(device), torch.Generator(device).manual_seed(50 + rank)
+    with few_validation_samples():
+        result = refit(fitted, *(each.to(device) for each in recorded(rank)), REFIT, generator)
+    return {"result": vars(result), "weights": weights(fitted), "normaliser": dict(fitted.normaliser.state_dict())}
+
+
+def merged(device: torch.device) -> dict[str, Tensor]:
+    """Moments of batches of different sizes, a thousand standard deviations away from zero."""
+    normaliser = Normaliser(4).to(device)
+    for batch in range(3):
+        normaliser.update(recorded(distributed.rank())[0].to(device) + 3000 + batch)
+    return dict(normaliser.state_dict())
+
+
+def agreed() -> dict[str, Any]:
+    rank = distributed.rank()
+    return {
+        "any": [distributed.any_process(rank == 1), distributed.any_process(False)],
+        "total": distributed.total(rank + 5),
+        "from_main": distributed.from_main(lambda: f"of {rank}"),
+        "states": distributed.gather_states({"rank": rank, "tensor": torch.arange(rank + 1)}),
+        "gathered": distributed.gather(torch.tensor([rank, 10 + rank])),
+        "seed": distributed.own_seed(3),
+        "threads": [distributed.threads(0), distributed.threads(7)],
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def main() -> None:
+    folder, wanted = Path(sys.argv[1]), sys.argv[2]
+    with distributed.processes():
+        device = prepare_device(choose_device(wanted))
+        found = {"learnt": learnt(device), "refitted": refitted(device), "merged": merged(device), "agreed": agreed()}
+        torch.save(found, folder / f"rank-{distributed.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main()
