@@ -10,7 +10,7 @@ from gorl_robotics.errors import InputError
 
 
 def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The SETTING=VALUE arguments, wherever they stand, and all others: an option with many values takes none of them."""
+    """The SETTING=VALUE arguments, wherever they stand, and all others: options of many values take none of them."""
     settings = [text for text in arguments if "=" in text and not text.startswith("-")]
     return settings, [text for text in arguments if text not in settings]
 

@@ -14,6 +14,7 @@ from gorl_robotics.errors import InputError
 
 CURVE = ("steps", "return/monitor_mean", "return/monitor_p10", "return/training_mean", "time/elapsed")
 POINTS = 400  # at most, of a curve
+PLACES = ("runs", "resume", "checkpoint", "config")  # settings that say where files were, not what was done
 
 
 def collect(run: Path) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def collect(run: Path) -> dict[str, Any]:
     durations = [samples / float(row["time/steps_per_second"]) for row in iterations]
     learning, whole = sum(durations), _last_checkpoint(run, rows) - float(iterations[0]["time/elapsed"]) + durations[0]
     return {
-        "settings": settings,
+        "settings": {name: value for name, value in settings.items() if name not in PLACES},
         "steps": steps,
         "seconds": {
             "first_training_step_to_last_checkpoint": round(whole, 2),

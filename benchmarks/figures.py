@@ -29,7 +29,7 @@ RATES = {
 
 
 def draw_learning(every: list[Series], path: Path) -> None:
-    """Mean over seeds with a band of one standard deviation, thin lines for every seed, published finals at the edge."""
+    """Mean over seeds in a band of one standard deviation, thin lines for every seed, published finals at the edge."""
     tasks = list(dict.fromkeys(series.task for series in every))
     colors = _colors(every)
     figure, panels = _panels(len(tasks))
@@ -116,7 +116,7 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
 
 
 def _legend(figure: Any, panels: list[Any]) -> None:
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)

@@ -2,14 +2,14 @@
 
     python -m benchmarks.learning --tasks HopperStand CheetahRun --methods gorl_flow gaussian --seeds 1 2 3 --steps 1e8
 
-The protocol. Counted steps include everything that is learnt from, refit data too. The final figure is that of the last
-policy, never of the best checkpoint, in a frozen evaluation: 128 worlds for 1,000 steps, acting with the latent mean, and
-as many with sampled latents, always from the same starts; the same at the end of each stage. Every seed that was asked
-for is shown, one that broke off as well. Settings in the command hold for all runs; tasks' own settings for all methods.
+The protocol. Counted steps include everything that is learnt from, refit data too. The final figure is that of the
+last policy, never of the best checkpoint, in a frozen evaluation: 128 worlds for 1,000 steps, acting with the latent
+mean, and as many with sampled latents, always from the same starts; the same at the end of each stage. Every seed that
+was asked for is shown, one that broke off as well. Settings in the command hold for all runs alike.
 
 Each run writes one small file into `--out` when it is done: command, commit, hardware, versions, settings, all frozen
-evaluations, the monitor worlds' curve, seconds and speeds. Given again, the command skips runs whose file is there, goes
-on with runs that were interrupted, and begins anew those that had not saved anything yet.
+evaluations, the monitor worlds' curve, seconds and speeds. Given again, the command skips runs whose file is there,
+goes on with runs that were interrupted, and begins anew those that had not saved anything yet.
 """
 
 from __future__ import annotations

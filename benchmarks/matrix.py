@@ -94,7 +94,8 @@ class Matrix:
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join()
+            while worker.is_alive():
+                worker.join(0.2)  # a signal may arrive in another thread: this one has to look
 
     def stop(self) -> None:
         """Begins no further run; those under way save a checkpoint and end."""
@@ -165,7 +166,7 @@ class Matrix:
             with self._lock:
                 self._running.discard(process)
         if code and not self.stopped:
-            raise InputError(_last_line(log) or f"train.py ended with code {code}")
+            raise InputError(last_line(log) or f"train.py ended with code {code}")
 
     def _fail(self, cell: Cell, reason: str) -> str:
         log = self._runs / cell.name / "log.txt"
@@ -181,6 +182,7 @@ def _newest(folder: Path) -> Path | None:
     return max(saved, key=lambda path: path.stat().st_mtime).parent.parent if saved else None
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """What a program said last; empty if it said nothing."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip().removeprefix("error: ") if lines else ""

@@ -10,10 +10,10 @@ HEAD = """# Results
 
     python -m benchmarks.report {folders}
 
-wrote this page from the result files there. The return is that of the last policy: a frozen evaluation, acting with the
-latent mean, over whole episodes from the same starts; in brackets the 10th percentile over these episodes. ± is the
-standard deviation over seeds. "Stochastic" acts with sampled latents. A seed counts as failed if its run broke off, or if
-its 10th percentile is below half of the best seed's return on that task: a share of the starts was never solved.
+wrote this page from the result files there. The return is that of the last policy: a frozen evaluation, acting with
+the latent mean, over whole episodes from the same starts; in brackets the 10th percentile over these episodes. ± is the
+standard deviation over seeds. "Stochastic" acts with sampled latents. A seed counts as failed if its run broke off, or
+if its 10th percentile is below half of the best seed's return on that task: a share of the starts was never solved.
 
 """
 FAILED_BELOW = 0.5  # of the best seed's return on the task
@@ -65,7 +65,7 @@ def _row(series: Series, best: float) -> list[str]:
     if not series.results:
         return [series.task, series.label, "", "", one_by_one, "", shown, beside]
     steps = sorted({result["steps"] for result in series.results.values()})
-    budget = _range(f"{steps[0] / 1e6:.1f} M", f"{steps[-1] / 1e6:.1f} M")
+    budget = _range(f"{steps[0] / 1e6:.3g} M", f"{steps[-1] / 1e6:.3g} M")
     mean, stochastic = _plus_minus(series, "deterministic_mean"), _plus_minus(series, "stochastic_mean")
     return [series.task, series.label, budget, f"**{mean}**", one_by_one, stochastic, shown, beside]
 
