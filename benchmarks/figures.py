@@ -130,4 +130,4 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _short(hardware: str) -> str:
-    return hardware.partition(" (")[0]
+    return hardware.partition(" (")[0].partition(", ")[0]

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gorl_robotics import __version__, run_folder
 from gorl_robotics.files import atomic
 
@@ -38,16 +40,14 @@ def provenance(command: Sequence[str], commit: str = "", gpu: str | None = None)
 
 
 def hardware(gpu: str | None = None) -> str:
-    """The GPUs that may be used and their driver, or the processor and the cores that may be used.
+    """The GPUs that may be used and their driver, and the processor and how many of its cores may be used.
 
     Args:
         gpu: see `provenance`.
     """
     found = _gpus(os.environ.get("CUDA_VISIBLE_DEVICES") if gpu is None else gpu)
-    if found:
-        kinds = [f"{found.count(kind)}x {kind}" for kind in dict.fromkeys(found)]
-        return ", ".join(kinds)
-    return f"{len(os.sched_getaffinity(0))} cores of {_processor()}"
+    kinds = [f"{found.count(kind)}x {kind}" for kind in dict.fromkeys(found)]
+    return ", ".join([*kinds, f"{len(os.sched_getaffinity(0))} cores of {_processor()}"])
 
 
 def versions() -> dict[str, str]:
@@ -82,7 +82,7 @@ def _gpus(visible: str | None) -> list[str]:
     try:
         text = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 3]
     if visible is not None:
         chosen = [name.strip() for name in visible.split(",")]

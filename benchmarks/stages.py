@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import tasks
 from benchmarks.timing import BLOCKS, Timed, alternately, timed, wait
 from envs.vector_env import action_range, make_simulation
 from gorl_robotics.config import Config
@@ -174,19 +173,19 @@ class Bench:
             self.trainer._close(self._recorder)
         self.trainer.log.close()
 
-    def memory(self) -> dict[str, int]:
-        """Bytes: what torch had at most, what Warp has, and what is taken of the device by all processes."""
-        if self.device.type != "cuda":
-            return {}
+    def memory(self) -> dict[str, Numbers]:
+        """Bytes on the GPU: what torch had at most, what Warp has, and what all processes have taken of the whole."""
         import warp as wp
 
         free, total = torch.cuda.mem_get_info(self.device)
         return {
-            "torch_peak": torch.cuda.max_memory_allocated(self.device),
-            "torch_peak_reserved": torch.cuda.max_memory_reserved(self.device),
-            "warp": wp.get_mempool_used_mem_current(wp.device_from_torch(self.device)),
-            "device_used": total - free,
-            "device_total": total,
+            "memory": {
+                "torch_peak": torch.cuda.max_memory_allocated(self.device),
+                "torch_peak_reserved": torch.cuda.max_memory_reserved(self.device),
+                "warp": wp.get_mempool_used_mem_current(wp.device_from_torch(self.device)),
+                "device_used": total - free,
+                "device_total": total,
+            }
         }
 
     def _simulated(self, worlds: int) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -282,16 +281,6 @@ class Bench:
             "ms_per_control_step": 1e3 * result.seconds / self.steps,
             "steps_per_second": self.samples / result.seconds,
         }
-
-
-def configuration(given: dict[str, Any]) -> Config:
-    """The settings as `train.py` resolves them for the device."""
-    from gorl_robotics.config import CPU_DEFAULTS, resolve
-    from gorl_robotics.device import choose_device
-
-    task = tasks.make(given["task"])
-    on_cpu = choose_device(given.get("device", "auto")).type == "cpu"
-    return resolve(given, CPU_DEFAULTS if on_cpu else {}, task.overrides)
 
 
 def _forget(device: torch.device) -> None:

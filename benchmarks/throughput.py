@@ -30,9 +30,10 @@ import tasks
 from benchmarks.arguments import apart, as_arguments, checked, whole
 from benchmarks.collect import PLACES
 from benchmarks.provenance import RESULTS, provenance, write
-from benchmarks.stages import Bench, configuration
+from benchmarks.stages import Bench
 from benchmarks.start import start
-from gorl_robotics.config import config_values
+from gorl_robotics.config import CPU_DEFAULTS, Config, config_values, resolve
+from gorl_robotics.device import choose_device
 from gorl_robotics.errors import run_main, unknown
 
 STAGES = ("physics", "env", "rollout", "update", "storage", "refit", "train", "start")
@@ -95,6 +96,13 @@ def table(task: str, measurement: dict[str, Any]) -> Table:
     return shown
 
 
+def configuration(given: dict[str, Any]) -> Config:
+    """The settings as `train.py` resolves them for the device."""
+    task = tasks.make(given["task"])
+    on_cpu = choose_device(given.get("device", "auto")).type == "cpu"
+    return resolve(given, CPU_DEFAULTS if on_cpu else {}, task.overrides)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput",
@@ -122,8 +130,6 @@ def _measure(
         for name, work in _stages(given, stages, trace, bench, Path(folder)):
             try:
                 measurement["stages"].update(work())
-                if bench:
-                    measurement["memory"] = bench[0].memory()
             except Exception as error:  # whatever it is, the other stages' numbers are worth having
                 reason = " ".join(str(error).split()) or type(error).__name__
                 measurement["stages"][name] = {"failure": reason[:500]}
@@ -163,6 +169,8 @@ def _stages(
     for name, work in known.items():
         if name in stages:
             yield name, work
+    if made.device.type == "cuda":
+        yield "memory", made.memory
     if trace is not None:
         yield "trace", lambda: made.trace(trace)
 
@@ -191,6 +199,8 @@ def _remark(name: str, numbers: dict[str, Any]) -> str:
         return f"monitor worlds take {numbers['monitor_share']:.1%}"
     if "cost" in numbers:
         return f"recording costs {numbers['cost']:.1%}"
+    if "torch_peak" in numbers:
+        return ", ".join(f"{part.replace('_', ' ')} {size / 2**30:.2f} GiB" for part, size in numbers.items())
     if "file" in numbers:
         return str(numbers["file"])
     if "steps_per_second" not in numbers:
