@@ -165,6 +165,8 @@ class Matrix:
             code = process.wait()
             with self._lock:
                 self._running.discard(process)
+        if code < 0 and not self.stopped:
+            raise InputError(f"train.py was ended by {signal.Signals(-code).name}")
         if code and not self.stopped:
             raise InputError(last_line(log) or f"train.py ended with code {code}")
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.arguments import as_arguments
 from benchmarks.provenance import read
 from gorl_robotics.errors import InputError
 
@@ -26,7 +27,7 @@ class Series:
 
     task: str
     method: str
-    variant: str  # what its files' names have in common
+    variant: str  # steps and settings or, of older files, what their names have in common
     label: str = ""  # the method and, where there are several variants of it, which
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     broken: dict[int, str] = field(default_factory=dict)
@@ -96,8 +97,9 @@ def _add(found: dict[tuple[str, str, str], Series], path: Path, content: dict[st
     cell, settings = content.get("cell", {}), content.get("settings", {})
     task, seed = cell.get("task") or settings["task"], cell.get("seed", settings.get("seed"))
     method = cell.get("method") or method_of(settings)
-    variant = _SEED.sub("", path.stem)
-    series = found.setdefault((task, method, f"{path.parent}/{variant}"), Series(task, method, variant))
+    name = _SEED.sub("", path.stem)
+    variant = " ".join([f"{cell['steps'] / 1e6:g} M", *as_arguments(cell["settings"])]) if cell else name
+    series = found.setdefault((task, method, f"{path.parent}/{name}"), Series(task, method, variant))
     if "failure" in content:
         series.broken[seed] = content["failure"]
     else:

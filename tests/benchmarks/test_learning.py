@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from running import here, only_run, rows, settings
 
+import train
 from benchmarks import learning, matrix
 from benchmarks.arguments import apart, checked
 from benchmarks.collect import collect, is_complete
@@ -92,6 +93,7 @@ def test_a_finished_cell_is_skipped_and_an_interrupted_one_goes_on(tmp_path: Pat
     assert (result["commit"], result["dirty"]) == ("abc", True)
     assert result["command"] == "python train.py task=HopperStand seed=1 total_steps=105"
     assert {"torch", "mujoco", "python"} <= result["versions"].keys()
+    assert "seed 2: FAILED: train.py was ended by SIGKILL" in out
     assert "/somewhere" not in json.dumps(result)
     assert run(tmp_path, "1", "2")[0] == 0
     assert len(calls(fake)) == 3
@@ -154,7 +156,8 @@ def test_a_stopped_matrix_ends_its_runs_and_begins_no_other(tmp_path: Path, fake
     assert not (tmp_path / "out").exists()
 
 
-def test_a_real_run_is_collected_as_its_metrics_say(tmp_path: Path) -> None:
+def test_a_real_run_is_collected_as_its_metrics_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "export_checkpoint", lambda folder: folder)  # seconds that say nothing here
     assert here(settings(total_steps=2_100, stages__fractions="[0.5,0.5]"), tmp_path).code == 0
     folder = only_run(tmp_path)
     result, written = collect(folder), rows(folder)

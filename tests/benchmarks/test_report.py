@@ -1,3 +1,5 @@
+"""The report: its numbers are those of the files, its pictures are drawn."""
+
 from __future__ import annotations
 
 import json
@@ -58,6 +60,15 @@ def test_a_run_that_broke_off_is_shown_and_counts_as_failed(tmp_path: Path) -> N
     assert failed(series, best=917.0) == [5]
     assert "5: broke off" in results_table([series])
     assert "| 1 of 2 |" in results_table([series])
+
+
+def test_runs_with_other_settings_are_told_apart(tmp_path: Path) -> None:
+    result = json.loads((HOPPER / "gorl-s2.json").read_text())
+    for name, settings in (("a", {}), ("b", {"ppo.clip": 0.1})):
+        cell = {"task": "HopperStand", "method": "gorl_flow", "seed": 2, "steps": 10**8, "settings": settings}
+        (tmp_path / f"{name}-s2.json").write_text(json.dumps({**result, "cell": cell}))
+    every, _ = load([tmp_path])
+    assert [series.label for series in every] == ["gorl_flow (100 M)", "gorl_flow (100 M ppo.clip=0.1)"]
 
 
 def test_rates_are_drawn_against_worlds(tmp_path: Path) -> None:
