@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.timing import BLOCKS, Timed, alternately, timed, wait
+from benchmarks.timing import BLOCKS, WARM_UP_CALLS, Timed, alternately, timed, wait
 from envs.vector_env import action_range, make_simulation
 from gorl_robotics.config import Config
 from gorl_robotics.display import Display
@@ -222,31 +222,32 @@ class Bench:
         return rollout
 
     def _iteration(self, kind: str) -> Timed:
-        """Of `plain`, `recorded` and, after a refit, `fitted` iterations; each is measured once, in this order."""
+        """Of `plain` and `recorded` iterations and, after a refit, `fitted` ones; each is measured once."""
         if kind not in self._iterations:
-            if kind == "recorded":
-                self._iteration("plain")
-                self._iterations[kind] = self._record()
-            else:
-                if kind == "fitted":
-                    self._refit_once()
+            if kind == "fitted":
+                self._refit_once()
                 recorder = self.trainer._recorder(FAR)
                 self._iterations[kind] = timed(lambda: self._learn(1, recorder), self.device)
+            else:
+                self._iterations.update(self._record())
         return self._iterations[kind]
 
-    def _record(self) -> Timed:
-        """Fills a recording of the configured size, in blocks."""
-        wanted = math.ceil(self.config.refit.samples / self.samples)
+    def _record(self) -> dict[str, Timed]:
+        """Fills a recording of the configured size, in blocks that take turns with as many that record nothing."""
+        trainer, wanted = self.trainer, math.ceil(self.config.refit.samples / self.samples)
+        self._learn(WARM_UP_CALLS, trainer._recorder(FAR))
+        self._recorder = trainer._recorder(trainer.steps + self.config.refit.samples)
+        recorders = {"plain": trainer._recorder(FAR), "recorded": self._recorder}
+        blocks: dict[str, list[float]] = {kind: [] for kind in recorders}
         count = min(BLOCKS, wanted)
-        self._recorder = self.trainer._recorder(self.trainer.steps + wanted * self.samples)
-        blocks = []
         for block in range(count):
             iterations = wanted * (block + 1) // count - wanted * block // count
-            began = perf_counter()
-            self._learn(iterations, self._recorder)
-            wait(self.device)
-            blocks.append((perf_counter() - began) / iterations)
-        return Timed(median(blocks), min(blocks), max(blocks), wanted // count)
+            for kind, recorder in recorders.items():
+                began = perf_counter()
+                self._learn(iterations, recorder)
+                wait(self.device)
+                blocks[kind].append((perf_counter() - began) / iterations)
+        return {kind: Timed(median(took), min(took), max(took), wanted // count) for kind, took in blocks.items()}
 
     def _refit_once(self) -> Numbers:
         """Refits to the recording, if the method does and it has not been done yet."""
