@@ -31,7 +31,7 @@ def collect(run: Path) -> dict[str, Any]:
         raise InputError(f"the run in {run} has not come to its end")
     evaluations = [row for row in rows if row["evaluation/deterministic_mean"]]
     iterations = [row for row in rows if row["time/steps_per_second"]]
-    steps, samples = int(rows[-1]["steps"]), _samples(settings)
+    steps, samples = int(rows[-1]["steps"]), _samples(rows)
     durations = [samples / float(row["time/steps_per_second"]) for row in iterations]
     learning, whole = sum(durations), _last_checkpoint(run, rows) - float(iterations[0]["time/elapsed"]) + durations[0]
     return {
@@ -60,7 +60,8 @@ def is_complete(run: Path) -> bool:
     settings, rows = _read(run)
     if not rows or not rows[-1]["evaluation/deterministic_mean"]:
         return False
-    return int(rows[-1]["steps"]) > 0 and int(rows[-1]["steps"]) + _samples(settings) > settings["total_steps"]
+    samples = _samples(rows)
+    return samples > 0 and int(rows[-1]["steps"]) + samples > settings["total_steps"]
 
 
 def _read(run: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -72,8 +73,9 @@ def _read(run: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
         raise InputError(f"{run} is no run folder: {error.strerror}") from error
 
 
-def _samples(settings: dict[str, Any]) -> int:
-    return int(settings["num_envs"] * settings["ppo"]["rollout_steps"])
+def _samples(rows: list[dict[str, str]]) -> int:
+    """Steps of an iteration, over all processes; 0 before the first."""
+    return next((int(row["steps"]) for row in rows if row["time/steps_per_second"]), 0)
 
 
 def _last_checkpoint(run: Path, rows: list[dict[str, str]]) -> float:

@@ -26,7 +26,7 @@ import tasks
 from benchmarks.arguments import apart, checked, whole
 from benchmarks.matrix import Cell, Matrix
 from benchmarks.provenance import RESULTS
-from gorl_robotics.errors import InputError, run_main, unknown
+from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.signals import on_stop
 
 OWN = ("task", "method", "seed", "total_steps", "runs", "resume", "checkpoint", "test")
@@ -38,8 +38,7 @@ def main() -> None:
     arguments = _parser().parse_args(others)
     given = checked(settings, OWN)
     for task in arguments.tasks:
-        if task not in tasks.names():
-            raise unknown("task", task, tasks.names())
+        tasks.make(task)
     cells = [
         Cell(task, method, seed, arguments.steps, given)
         for seed in dict.fromkeys(arguments.seeds)

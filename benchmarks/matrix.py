@@ -51,7 +51,7 @@ class Cell:
     def name(self) -> str:
         """Of its result file and of its folder; other settings give another one."""
         millions, rest = divmod(self.steps, 10**6)
-        parts = [self.task, self.method, str(self.steps) if rest else f"{millions}M"]
+        parts = [self.task.rpartition(":")[2], self.method, str(self.steps) if rest else f"{millions}M"]
         if self.settings:
             parts.append(hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:6])
         return "-".join([*parts, f"s{self.seed}"])
