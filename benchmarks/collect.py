@@ -1,64 +1,91 @@
-"""Turns finished run folders into small result files: settings, final returns, the whole curve, where it ran.
-
-python -m benchmarks.collect RUN [RUN ...] --out benchmarks/results/hopper_stand --commit HASH --hardware "1x H200"
-"""
+"""A finished run folder as plain values: settings, every frozen evaluation, the monitor curve, how long it took."""
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gorl_robotics.errors import InputError, run_main
-from gorl_robotics.files import atomic
+from gorl_robotics import checkpoint
+from gorl_robotics.errors import InputError
 
 CURVE = ("steps", "return/monitor_mean", "return/monitor_p10", "return/training_mean", "time/elapsed")
+POINTS = 400  # at most, of a curve
+PLACES = ("runs", "resume", "checkpoint", "config")  # settings that say where files were, not what was done
 
 
-def collect(run: Path, commit: str, hardware: str, command: str) -> dict[str, Any]:
-    """One run as plain values.
+def collect(run: Path) -> dict[str, Any]:
+    """What a result file holds of a run folder whose run is complete.
 
-    Args:
-        run: a run folder whose run is complete.
-        commit: of the code that ran.
-        hardware: on which it ran.
-        command: that started it.
+    Seconds: from the first training step to the last checkpoint (refits and frozen evaluations included), and those
+    of rollouts and updates alone. Steps per second: counted steps over each of the two.
+
+    Raises:
+        InputError: it is no run folder, or its run has not come to its end.
     """
-    try:
-        settings = yaml.safe_load((run / "config.yaml").read_text())
-        with (run / "metrics.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(f"{run} is no run folder: {error.strerror}") from error
+    settings, rows = _read(run)
+    if not is_complete(run):
+        raise InputError(f"the run in {run} has not come to its end")
     evaluations = [row for row in rows if row["evaluation/deterministic_mean"]]
     iterations = [row for row in rows if row["time/steps_per_second"]]
-    samples = settings["num_envs"] * settings["ppo"]["rollout_steps"]
-    learning = sum(samples / float(row["time/steps_per_second"]) for row in iterations)
+    steps, samples = int(rows[-1]["steps"]), _samples(rows)
+    durations = [samples / float(row["time/steps_per_second"]) for row in iterations]
+    learning, whole = sum(durations), _last_checkpoint(run, rows) - float(iterations[0]["time/elapsed"]) + durations[0]
     return {
-        "command": command,
-        "commit": commit,
-        "hardware": hardware,
-        "settings": settings,
-        "steps": int(rows[-1]["steps"]),
+        "settings": {name: value for name, value in settings.items() if name not in PLACES},
+        "steps": steps,
         "seconds": {
-            "first_iteration_to_last_evaluation": _seconds(iterations[0], rows[-1]),
+            "first_training_step_to_last_checkpoint": round(whole, 2),
             "rollouts_and_updates": round(learning, 2),
         },
-        "steps_per_second": {"rollouts_and_updates": round(samples * len(iterations) / learning)},
+        "steps_per_second": {
+            "first_training_step_to_last_checkpoint": round(samples * len(iterations) / whole),
+            "rollouts_and_updates": round(samples * len(iterations) / learning),
+        },
         "evaluations": [_evaluation(row) for row in evaluations],
         "final": _evaluation(evaluations[-1]),
-        "curve": {name: [_number(row[name]) for row in iterations] for name in _curves(rows[0])},
+        "curve": {name: [_number(row[name]) for row in _thinned(iterations)] for name in CURVE},
     }
 
 
-def _curves(columns: Iterable[str]) -> list[str]:
-    return [name for name in columns if name in CURVE or name.startswith(("policy/", "loss/"))]
+def is_complete(run: Path) -> bool:
+    """Whether all steps were done and the policy that they led to was evaluated.
+
+    Raises:
+        InputError: it is no run folder.
+    """
+    settings, rows = _read(run)
+    if not rows or not rows[-1]["evaluation/deterministic_mean"]:
+        return False
+    samples = _samples(rows)
+    return samples > 0 and int(rows[-1]["steps"]) + samples > settings["total_steps"]
+
+
+def _read(run: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        with (run / "metrics.csv").open(newline="") as file:
+            return settings, list(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(f"{run} is no run folder: {error.strerror}") from error
+
+
+def _samples(rows: list[dict[str, str]]) -> int:
+    """Steps of an iteration, over all processes; 0 before the first."""
+    return next((int(row["steps"]) for row in rows if row["time/steps_per_second"]), 0)
+
+
+def _last_checkpoint(run: Path, rows: list[dict[str, str]]) -> float:
+    """Seconds on the run's own clock, which stands still between an interruption and the resume."""
+    return max(float(rows[-1]["time/elapsed"]), checkpoint.load(checkpoint.find(run))["elapsed"])
+
+
+def _thinned(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    every = math.ceil(len(rows) / POINTS)
+    return rows[::-1][::every][::-1]  # the last one stays
 
 
 def _evaluation(row: dict[str, str]) -> dict[str, float | None]:
@@ -73,30 +100,3 @@ def _number(text: str) -> float | None:
         return None
     value = float(text)
     return int(value) if value.is_integer() else float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def _seconds(first: dict[str, str], last: dict[str, str]) -> float:
-    return round(float(last["time/elapsed"]) - float(first["time/elapsed"]), 2)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.collect", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
-    parser.add_argument("--commit", required=True)
-    parser.add_argument("--hardware", required=True)
-    parser.add_argument("--command", required=True, help="without the seed, which is appended")
-    parser.add_argument("--name", default="gorl", help="first part of the file names")
-    arguments = parser.parse_args()
-    for run in arguments.runs:
-        result = collect(run, arguments.commit, arguments.hardware, arguments.command)
-        seed = result["settings"]["seed"]
-        result["command"] += f" seed={seed}"
-        with atomic(arguments.out / f"{arguments.name}-s{seed}.json") as temporary:
-            temporary.write_text(json.dumps(result) + "\n")
-        print(f"{arguments.name}-s{seed}: {result['final']}")
-
-
-if __name__ == "__main__":
-    run_main(main)

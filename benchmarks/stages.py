@@ -1,0 +1,291 @@
+"""The parts of training, each measured by itself on the objects that `train.py` trains with.
+
+All rates are control steps per second of the worlds that are learnt from; the monitor worlds' time is in them.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.timing import BLOCKS, WARM_UP_CALLS, Timed, alternately, timed, wait
+from envs.vector_env import action_range, make_simulation
+from gorl_robotics.config import Config
+from gorl_robotics.display import Display
+from gorl_robotics.graphs import captured
+from train import Trainer
+
+Numbers = dict[str, Any]
+FAR = 10**18  # a stage's end so far away that nothing is recorded yet
+
+
+class Bench:
+    """One configuration of a training run, its parts run as often as it takes to time them.
+
+    Args:
+        config: all settings.
+        folder: an empty folder on the disk that runs are recorded to.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        console = Console(quiet=True, force_interactive=False)
+        self.config = config
+        self.trainer = Trainer(config, folder, Display("", config.total_steps, 1, console))
+        self.env, self.device = self.trainer.env, self.trainer.env.device
+        self.steps = config.ppo.rollout_steps
+        self.samples = config.num_envs * self.steps
+        self._refits = getattr(self.trainer.policy, "refits", True)
+        self._iterations: dict[str, Timed] = {}
+        self._refitted: Numbers = {}
+        self._recorder: Any = None
+
+    def physics(self) -> dict[str, Numbers]:
+        """The ceiling: `step()` of the learning worlds alone, random controls, a masked reset each control step.
+
+        Beside it `step()` with neither, and the same as the ceiling with the monitor worlds.
+        """
+        step, alone = self._simulated(self.config.num_envs)
+        step_all, _ = self._simulated(self.env.num_worlds)
+        works = [self._repeated(function) for function in (step, alone, step_all)]
+        ceiling, bare, everyone = alternately(works, self.device)
+        del step, alone, step_all, works
+        _forget(self.device)
+        return {
+            "physics": self._rate(ceiling),
+            "physics_step": self._rate(bare),
+            "physics_monitors": {**self._rate(everyone), "monitor_share": 1 - ceiling.seconds / everyone.seconds},
+        }
+
+    def environment(self) -> dict[str, Numbers]:
+        """`apply`, `physics` and `finish` under random actions, starts drawn anew before each rollout."""
+        env = self.env
+        generator = torch.Generator(self.device).manual_seed(0)
+        action = torch.zeros(env.num_worlds, env.action_size, device=self.device)
+
+        def act() -> None:
+            env.apply(action.uniform_(-1, 1, generator=generator))
+
+        def finish() -> None:
+            env.finish()
+
+        steps = captured(act, self.device, [generator]), env.physics, captured(finish, self.device, [env.generator])
+
+        def rollout() -> None:
+            env.refresh_starts()
+            for _ in range(self.steps):
+                for step in steps:
+                    step()
+
+        return {"env": self._rate(timed(rollout, self.device))}
+
+    def rollout(self) -> dict[str, Numbers]:
+        """The collector, with the decoder still the identity and with it at work."""
+        policy, collector = self.trainer.policy, self.trainer.collector
+        numbers = {"rollout": self._rate(timed(collector.collect, self.device))}
+        if self._refits and not policy.generative:
+            policy.generative = True
+            collector.recapture()
+            try:
+                numbers["rollout_fitted"] = self._rate(timed(collector.collect, self.device))
+            finally:
+                policy.generative = False
+                collector.recapture()
+        return numbers
+
+    def update(self) -> dict[str, Numbers]:
+        """One PPO update, advantages and statistics included, spread over the control steps of its rollout."""
+        rollout = self.trainer.collector.collect()
+        return {"update": self._rate(timed(lambda: self.trainer.learner.update(rollout), self.device))}
+
+    def storage(self) -> dict[str, Numbers]:
+        """Whole iterations, metrics included, that record nothing and that record to disk."""
+        plain, recorded = self._iteration("plain"), self._iteration("recorded")
+        numbers = {"iteration": self._rate(plain), "iteration_recorded": self._rate(recorded)}
+        numbers["iteration_recorded"]["cost"] = recorded.seconds / plain.seconds - 1
+        return numbers
+
+    def refit(self) -> dict[str, Numbers]:
+        """A refit of the configured size to what was recorded, reading it included."""
+        refitted = self._refit_once()
+        return {"refit": refitted} if refitted else {}
+
+    def train(self) -> dict[str, Numbers]:
+        """The whole of a run in its configured proportions, put together from the parts that were measured.
+
+        Iterations before and after the first refit, recording where it is on, refits, checkpoints; without
+        compilation, frozen evaluations (one is timed beside it) and the export.
+        """
+        plain, recorded, fitted = (self._iteration(name).seconds for name in ("plain", "recorded", "fitted"))
+        config = self.config
+        rollouts = [max(1, round(share * config.total_steps / self.samples)) for share in config.stages.fractions]
+        tail = math.ceil(config.refit.samples / self.samples)
+        parts = {
+            "first_stage": rollouts[0] * plain,
+            "later_stages": sum(rollouts[1:]) * fitted,
+            "recording": sum(min(tail, stage) for stage in rollouts) * (recorded - plain),
+            "refits": (len(rollouts) - 1) * self._refitted.get("seconds", 0.0),
+        }
+        evaluation, checkpoint = self._beside()
+        saves = len(rollouts) + sum(parts.values()) / max(config.checkpoint_seconds, checkpoint)
+        parts["checkpoints"] = saves * checkpoint
+        seconds = sum(parts.values())
+        one = seconds / sum(rollouts)
+        shares = {name: value / seconds for name, value in parts.items()}
+        return {
+            "iteration_fitted": self._rate(self._iteration("fitted")),
+            "train": {**self._rate(Timed(one, one, one, 1)), "run_seconds": seconds, "time_shares": shares},
+            "evaluation": {"seconds": evaluation},
+            "checkpoint": {"seconds": checkpoint},
+        }
+
+    def trace(self, path: Path) -> dict[str, Numbers]:
+        """A timeline of a few iterations for chrome://tracing or Perfetto; a name that ends in .gz packs it."""
+        from torch.profiler import ProfilerActivity, profile, record_function
+
+        def iteration() -> None:
+            with record_function("rollout"):
+                rollout = self.trainer.collector.collect()
+            with record_function("update"):
+                self.trainer.learner.update(rollout)
+
+        iteration()
+        wait(self.device)
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+        with profile(activities=kinds) as profiler:
+            for _ in range(2):
+                iteration()
+            wait(self.device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(path))
+        return {"trace": {"file": str(path), "bytes": path.stat().st_size}}
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        if self._recorder is not None:
+            self.trainer._close(self._recorder)
+        self.trainer.log.close()
+
+    def memory(self) -> dict[str, Numbers]:
+        """Bytes on the GPU: what torch had at most, what Warp has, and what all processes have taken of the whole."""
+        import warp as wp
+
+        free, total = torch.cuda.mem_get_info(self.device)
+        return {
+            "memory": {
+                "torch_peak": torch.cuda.max_memory_allocated(self.device),
+                "torch_peak_reserved": torch.cuda.max_memory_reserved(self.device),
+                "warp": wp.get_mempool_used_mem_current(wp.device_from_torch(self.device)),
+                "device_used": total - free,
+                "device_total": total,
+            }
+        }
+
+    def _simulated(self, worlds: int) -> tuple[Callable[[], None], Callable[[], None]]:
+        """One control step of the ceiling, and `step()` alone, of a simulation of its own."""
+        env, device = self.env, self.device
+        model = env.task.compile()
+        sim = make_simulation(env.task, model, worlds, env.layout.fields, device, self.config.threads)
+        start = env.starts.rows(torch.arange(worlds, device=device) % env.starts.size)
+        low, high = (sim.tensor(bound.numpy()) for bound in action_range(model))
+        generator = torch.Generator(device).manual_seed(0)
+        uniform = torch.zeros(worlds, model.nu, dtype=sim.dtype, device=device)
+        age = torch.randint(0, env.episode_length, (worlds,), generator=generator, device=device)
+
+        def prepare() -> None:
+            sim.ctrl.copy_(low + (high - low) * uniform.uniform_(generator=generator))
+            age.add_(1).remainder_(env.episode_length)
+            sim.place(age == 0, start.qpos, start.qvel, start.mocap_pos, start.mocap_quat)
+
+        everyone = torch.ones(worlds, dtype=torch.bool, device=device)
+        sim.reset(everyone, start.qpos, start.qvel, start.mocap_pos, start.mocap_quat)
+        prepared = captured(prepare, device, [generator])
+
+        def step() -> None:
+            prepared()
+            sim.step()
+
+        return step, sim.step
+
+    def _repeated(self, step: Callable[[], None]) -> Callable[[], None]:
+        def rollout() -> None:
+            for _ in range(self.steps):
+                step()
+
+        return rollout
+
+    def _iteration(self, kind: str) -> Timed:
+        """Of `plain` and `recorded` iterations and, after a refit, `fitted` ones; each is measured once."""
+        if kind not in self._iterations:
+            if kind == "fitted":
+                self._refit_once()
+                recorder = self.trainer._recorder(FAR)
+                self._iterations[kind] = timed(lambda: self._learn(1, recorder), self.device)
+            else:
+                self._iterations.update(self._record())
+        return self._iterations[kind]
+
+    def _record(self) -> dict[str, Timed]:
+        """Fills a recording of the configured size, in blocks that take turns with as many that record nothing."""
+        trainer, wanted = self.trainer, math.ceil(self.config.refit.samples / self.samples)
+        self._learn(WARM_UP_CALLS, trainer._recorder(FAR))
+        self._recorder = trainer._recorder(trainer.steps + self.config.refit.samples)
+        recorders = {"plain": trainer._recorder(FAR), "recorded": self._recorder}
+        blocks: dict[str, list[float]] = {kind: [] for kind in recorders}
+        count = min(BLOCKS, wanted)
+        for block in range(count):
+            iterations = wanted * (block + 1) // count - wanted * block // count
+            for kind, recorder in recorders.items():
+                began = perf_counter()
+                self._learn(iterations, recorder)
+                wait(self.device)
+                blocks[kind].append((perf_counter() - began) / iterations)
+        return {kind: Timed(median(took), min(took), max(took), wanted // count) for kind, took in blocks.items()}
+
+    def _refit_once(self) -> Numbers:
+        """Refits to the recording, if the method does and it has not been done yet."""
+        self._iteration("recorded")
+        if self._refits and not self._refitted:
+            assert self._recorder is not None
+            began = perf_counter()
+            self.trainer._refit(self._recorder)
+            wait(self.device)
+            seconds = perf_counter() - began
+            samples = math.ceil(self.config.refit.samples / self.samples) * self.samples
+            self._refitted = {"seconds": seconds, "samples": samples, "updates": self.config.refit.updates}
+        return self._refitted
+
+    def _learn(self, iterations: int, recorder: Any) -> None:
+        self.trainer._learn(self.trainer.steps + iterations * self.samples, recorder)
+
+    def _beside(self) -> tuple[float, float]:
+        """Seconds of a frozen evaluation and of a checkpoint."""
+        began = perf_counter()
+        self.trainer.evaluator()
+        evaluated = perf_counter()
+        self.trainer._save(None)
+        return evaluated - began, perf_counter() - evaluated
+
+    def _rate(self, result: Timed) -> Numbers:
+        """What is reported of work that takes a rollout's control steps."""
+        return {
+            "seconds": result.seconds,
+            "fastest": result.fastest,
+            "slowest": result.slowest,
+            "ms_per_control_step": 1e3 * result.seconds / self.steps,
+            "steps_per_second": self.samples / result.seconds,
+        }
+
+
+def _forget(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

@@ -1,0 +1,67 @@
+"""Seconds from the command to the first training step, with kernels still to be compiled and with all of them there."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.matrix import TRAIN, last_line
+from gorl_robotics.errors import InputError
+
+CACHES = ("WARP_CACHE_PATH", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "CUDA_CACHE_PATH")
+LIMIT = 600.0  # seconds; a start that takes longer has failed
+LOOK = 0.02
+
+
+def start(settings: Sequence[str], cold: bool, program: Path = TRAIN) -> dict[str, Any]:
+    """Starts `train.py`, notes when its first iteration begins, and ends it.
+
+    Args:
+        settings: its arguments.
+        cold: whether all caches of compiled kernels are empty.
+        program: which program.
+
+    Raises:
+        InputError: it ended before, or took longer than ten minutes.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        environment = dict(os.environ)
+        if cold:
+            environment.update({cache: str(folder / cache) for cache in CACHES})
+        with (folder / "log.txt").open("wb") as log:
+            began = time.monotonic()
+            command = [sys.executable, str(program), *settings, f"runs={folder / 'runs'}"]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            try:
+                rows = _first_rows(process, folder, began)
+                seconds = time.monotonic() - began
+            finally:
+                process.kill()
+                process.wait()
+    evaluated, iterated = (float(row["time/elapsed"]) for row in rows)
+    # The first row is the evaluation of the untrained policy; the clock in it begins when all is built.
+    first = seconds - (iterated - evaluated)
+    return {"seconds": first, "untrained_evaluation": evaluated, "first_iteration": iterated - evaluated}
+
+
+def _first_rows(process: subprocess.Popen[bytes], folder: Path, began: float) -> list[dict[str, str]]:
+    """The metrics of the evaluation before training and of the first iteration, as soon as they are written."""
+    while time.monotonic() - began < LIMIT:
+        for path in folder.glob("runs/*/*/metrics.csv"):
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            iterations = [row for row in rows if row["time/steps_per_second"] and row["time/elapsed"]]
+            if iterations:
+                return [rows[0], iterations[0]]
+        if process.poll() is not None:
+            raise InputError(last_line(folder / "log.txt") or f"train.py ended with code {process.returncode}")
+        time.sleep(LOOK)
+    raise InputError(f"no training step within {LIMIT:.0f} s")

@@ -1,0 +1,216 @@
+"""How fast each part of training is, as a rate and as a share of what the physics alone does in the same run.
+
+    python -m benchmarks.throughput --task HopperStand --num-envs 1024 4096 16384
+    python -m benchmarks.throughput --task HopperStand --num-envs 4096 --stages start
+    python -m benchmarks.throughput --task HopperStand --num-envs 4096 --trace trace.json.gz networks.flow_steps=20
+
+Rates are control steps per second of the worlds that are learnt from, medians over five blocks. The ceiling,
+`physics`, is those worlds' captured `step()` under random controls, with the masked reset that a control step needs.
+`train` is the whole of a run in its configured proportions of iterations, recording, refits and checkpoints, without
+compilation and frozen evaluations. `--stages start` starts `train.py` twice, once with empty kernel caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import tasks
+from benchmarks.arguments import apart, as_arguments, checked, whole
+from benchmarks.collect import PLACES
+from benchmarks.provenance import RESULTS, provenance, write
+from benchmarks.stages import Bench
+from benchmarks.start import start
+from gorl_robotics.config import CPU_DEFAULTS, Config, config_values, resolve
+from gorl_robotics.device import choose_device
+from gorl_robotics.errors import run_main, unknown
+
+STAGES = ("physics", "env", "rollout", "update", "storage", "refit", "train", "start")
+DEFAULT_STAGES = STAGES[:-1]
+OWN = ("task", "num_envs", "resume", "checkpoint", "test")
+Stage = tuple[str, Callable[[], dict[str, dict[str, Any]]]]
+
+
+def main() -> None:
+    """The command line."""
+    settings, others = apart(sys.argv[1:])
+    arguments = _parser().parse_args(others)
+    given = {"task": arguments.task, **checked(settings, OWN)}
+    for stage in arguments.stages:
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+    tasks.make(arguments.task)
+    result = {
+        "task": arguments.task,
+        **provenance(["-m", "benchmarks.throughput", *sys.argv[1:]], arguments.commit),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "settings": given,
+        "measurements": [],
+    }
+    out = arguments.out or _usual_file(result)
+    console, failures = Console(width=None if sys.stdout.isatty() else 120), 0
+    for worlds in arguments.num_envs:
+        measurement: dict[str, Any] = {"num_envs": worlds, "stages": {}}
+        result["measurements"].append(measurement)
+        trace = arguments.trace if worlds == arguments.num_envs[-1] else None  # one timeline is enough
+        for name in _measure({**given, "num_envs": worlds}, arguments.stages, trace, measurement):
+            failures += "failure" in measurement["stages"].get(name, {})
+            write(out, result)
+        console.print(table(arguments.task, measurement))
+    print(out)
+    if failures:
+        sys.exit(1)
+
+
+def table(task: str, measurement: dict[str, Any]) -> Table:
+    """The measurement of one number of worlds, for people."""
+    shown = Table(title=f"{task}, {measurement['num_envs']:,} worlds", title_justify="left")
+    for column, justify in (("part", "left"), ("steps/s", "right"), ("ms per control step", "right")):
+        shown.add_column(column, justify=justify)  # type: ignore[arg-type]
+    shown.add_column("of physics", justify="right")
+    shown.add_column("", overflow="fold")
+    for name, numbers in measurement["stages"].items():
+        if "failure" in numbers:
+            shown.add_row(name, "", "", "", f"failed: {numbers['failure']}")
+            continue
+        rate, share = numbers.get("steps_per_second"), numbers.get("share")
+        shown.add_row(
+            name,
+            "" if rate is None else f"{rate:,.0f}",
+            f"{numbers['ms_per_control_step']:.3f}" if rate else "",
+            "" if share is None else f"{share:.1%}",
+            _remark(name, numbers),
+        )
+    return shown
+
+
+def configuration(given: dict[str, Any]) -> Config:
+    """The settings as `train.py` resolves them for the device."""
+    task = tasks.make(given["task"])
+    on_cpu = choose_device(given.get("device", "auto")).type == "cpu"
+    return resolve(given, CPU_DEFAULTS if on_cpu else {}, task.overrides)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        usage="%(prog)s --task TASK --num-envs N ... [options] [SETTING=VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--num-envs", type=whole, nargs="+", required=True, metavar="N")
+    parser.add_argument("--stages", nargs="+", default=DEFAULT_STAGES, metavar="STAGE", help=f"of {' '.join(STAGES)}")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a timeline of rollout and update")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: a file in benchmarks/results/throughput")
+    parser.add_argument("--commit", default="", help="of this code, where git cannot tell")
+    return parser
+
+
+def _measure(
+    given: dict[str, Any], stages: list[str], trace: Path | None, measurement: dict[str, Any]
+) -> Iterator[str]:
+    """Measures one stage after the other into `measurement`; yields the name of each, or of what failed, when done."""
+    runs = Path(given.get("runs", "runs"))  # the disk that runs are recorded to
+    runs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="throughput-", dir=runs) as folder:
+        bench: list[Bench] = []
+        for name, work in _stages(given, stages, trace, bench, Path(folder)):
+            try:
+                measurement["stages"].update(work())
+            except Exception as error:  # whatever it is, the other stages' numbers are worth having
+                reason = " ".join(str(error).split()) or type(error).__name__
+                measurement["stages"][name] = {"failure": reason[:500]}
+            _add_shares(measurement["stages"])
+            yield name
+        for made in bench:
+            made.close()
+        bench.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _stages(
+    given: dict[str, Any], stages: list[str], trace: Path | None, bench: list[Bench], folder: Path
+) -> Iterator[Stage]:
+    """What is to be done, in the order in which one part disturbs the next least."""
+    if "start" in stages:
+        command = as_arguments(given)
+        yield "start_cold", lambda: {"start_cold": start(command, cold=True)}
+        yield "start_warm", lambda: {"start_warm": start(command, cold=False)}
+    if stages == ["start"] and trace is None:
+        return
+    yield "build", lambda: _build(given, bench, folder)
+    if not bench:
+        return
+    made = bench[0]
+    known = {
+        "physics": made.physics,
+        "env": made.environment,
+        "rollout": made.rollout,
+        "storage": made.storage,
+        "refit": made.refit,
+        "train": made.train,
+        "update": made.update,
+    }
+    for name, work in known.items():
+        if name in stages:
+            yield name, work
+    if made.device.type == "cuda":
+        yield "memory", made.memory
+    if trace is not None:
+        yield "trace", lambda: made.trace(trace)
+
+
+def _build(given: dict[str, Any], bench: list[Bench], folder: Path) -> dict[str, dict[str, Any]]:
+    """Makes the worlds and networks, once, and says how long that took."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    began = perf_counter()
+    bench.append(Bench(configuration(given), folder))
+    values = {name: value for name, value in config_values(bench[0].config).items() if name not in PLACES}
+    return {"build": {"seconds": perf_counter() - began, "settings": values}}
+
+
+def _add_shares(stages: dict[str, dict[str, Any]]) -> None:
+    ceiling = stages.get("physics", {}).get("steps_per_second")
+    for numbers in stages.values():
+        if ceiling and "steps_per_second" in numbers:
+            numbers["share"] = numbers["steps_per_second"] / ceiling
+
+
+def _remark(name: str, numbers: dict[str, Any]) -> str:
+    if "time_shares" in numbers:
+        return ", ".join(f"{part.replace('_', ' ')} {share:.1%}" for part, share in numbers["time_shares"].items())
+    if "monitor_share" in numbers:
+        return f"monitor worlds take {numbers['monitor_share']:.1%}"
+    if "cost" in numbers:
+        return f"recording costs {numbers['cost']:.1%}"
+    if "torch_peak" in numbers:
+        return ", ".join(f"{part.replace('_', ' ')} {size / 2**30:.2f} GiB" for part, size in numbers.items())
+    if "file" in numbers:
+        return str(numbers["file"])
+    if "steps_per_second" not in numbers:
+        return f"{numbers['seconds']:.2f} s" + (f" for {numbers['samples']:,} samples" if "samples" in numbers else "")
+    return ""
+
+
+def _usual_file(result: dict[str, Any]) -> Path:
+    words = re.findall(r"[a-z0-9]+", f"{result['task']} {result['device']}".lower())
+    return RESULTS / "throughput" / f"{'-'.join(words)}.json"
+
+
+if __name__ == "__main__":
+    run_main(main)
