@@ -12,7 +12,7 @@ import yaml
 from gorl_robotics import checkpoint
 from gorl_robotics.errors import InputError
 
-CURVE = ("steps", "return/monitor_mean", "return/monitor_p10", "return/training_mean", "time/elapsed")
+CURVE = ("steps", "return/monitor_mean", "return/monitor_p10", "reward/training_mean", "time/elapsed")
 POINTS = 400  # at most, of a curve
 PLACES = ("runs", "resume", "checkpoint", "config")  # settings that say where files were, not what was done
 

@@ -32,6 +32,7 @@ from benchmarks.collect import PLACES
 from benchmarks.provenance import RESULTS, provenance, write
 from benchmarks.stages import Bench
 from benchmarks.start import start
+from gorl_robotics import methods
 from gorl_robotics.config import CPU_DEFAULTS, Config, config_values, resolve
 from gorl_robotics.device import choose_device
 from gorl_robotics.errors import run_main, unknown
@@ -99,7 +100,8 @@ def configuration(given: dict[str, Any]) -> Config:
     """The settings as `train.py` resolves them for the device."""
     task = tasks.make(given["task"])
     on_cpu = choose_device(given.get("device", "auto")).type == "cpu"
-    return resolve(given, CPU_DEFAULTS if on_cpu else {}, task.overrides)
+    method = methods.find(given.get("method", Config().method))
+    return resolve(given, CPU_DEFAULTS if on_cpu else {}, method.defaults, task.overrides)
 
 
 def _parser() -> argparse.ArgumentParser:

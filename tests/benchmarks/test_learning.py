@@ -30,7 +30,7 @@ began = time.monotonic()
 def finish(folder, last):
     with (folder / "metrics.csv").open("w") as file:
         writer = csv.writer(file)
-        writer.writerow(["steps", "return/monitor_mean", "return/monitor_p10", "return/training_mean",
+        writer.writerow(["steps", "return/monitor_mean", "return/monitor_p10", "reward/training_mean",
             "evaluation/deterministic_mean", "evaluation/deterministic_p10", "time/steps_per_second", "time/elapsed"])
         writer.writerow([0, "", "", "", 1.0, 0.5, "", 3.0])
         for steps in range(20, last + 1, 20):
