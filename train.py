@@ -61,7 +61,7 @@ class Trainer:
         task = tasks.make(config.task)
         seed, threads = config.seed, config.threads
         self.env = VectorEnv(task, config.num_envs, device=device, seed=seed, monitors=config.monitors, threads=threads)
-        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
+        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads, noise=False)
         self.policy = GorlPolicy.from_config(config, self.env.observation_size, self.env.action_size).to(device)
         steps = config.ppo.rollout_steps
         self.learner = Learner(
@@ -299,7 +299,8 @@ def _test(given: dict[str, Any]) -> None:
     """Evaluates a trained policy, with the latent's mean and with sampled latents, and prints the returns."""
     path, saved, config = run_folder.reopen(given, "checkpoint")
     device = prepare_device(choose_device(config.device))
-    env = VectorEnv(tasks.make(config.task), 2 * config.evaluation_worlds, device=device, threads=config.threads)
+    worlds, threads = 2 * config.evaluation_worlds, config.threads
+    env = VectorEnv(tasks.make(config.task), worlds, device=device, threads=threads, noise=False)
     policy = GorlPolicy.from_config(config, env.observation_size, env.action_size).to(device)
     policy.load_state_dict(saved["policy"])
     policy.generative = saved["generative"]

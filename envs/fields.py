@@ -32,16 +32,29 @@ FIELD_SHAPES: dict[str, tuple[str | int, ...]] = {
     "site_xmat": ("nsite", 3, 3),
     "subtree_com": ("nbody", 3),
     "cvel": ("nbody", 6),
+    "cfrc_ext": ("nbody", 6),
     "sensordata": ("nsensordata",),
     "actuator_force": ("nu",),
     "qfrc_actuator": ("nv",),
 }
 
 
+# MuJoCo computes contact forces on bodies (cfrc_ext) only where a sensor of one of these kinds needs them.
+_FORCE_SENSORS = (
+    mujoco.mjtSensor.mjSENS_ACCELEROMETER,
+    mujoco.mjtSensor.mjSENS_FORCE,
+    mujoco.mjtSensor.mjSENS_TORQUE,
+    mujoco.mjtSensor.mjSENS_FRAMELINACC,
+    mujoco.mjtSensor.mjSENS_FRAMEANGACC,
+)
+
+
 def field_shape(model: mujoco.MjModel, name: str) -> tuple[int, ...]:
     """The shape of one world's `name`; raises InputError with the nearest field if there is no such field."""
     if name not in FIELD_SHAPES:
         raise unknown("simulation field", name, FIELD_SHAPES)
+    if name == "cfrc_ext" and not np.isin(model.sensor_type, _FORCE_SENSORS).any():
+        raise InputError("field 'cfrc_ext' is computed for a sensor only: add an accelerometer to the model")
     return tuple(int(getattr(model, n)) if isinstance(n, str) else n for n in FIELD_SHAPES[name])
 
 
