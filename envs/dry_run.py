@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.fields import Fields, field_shape
+from envs.fields import Fields, check_computed, field_shape
 from envs.randomisation import check_noise, check_parameters
 from envs.task import State, Task
 from gorl_robotics.errors import InputError
@@ -54,6 +54,7 @@ class RecordingFields(Fields):
         if name.startswith("_") or name == "read":
             raise AttributeError(name)
         if name not in self._tensors:
+            check_computed(self.model, name)
             self._tensors[name] = _row(self.model, self._data, name, self.num_worlds)
         self.read[name] = None
         return self._tensors[name]

@@ -53,9 +53,13 @@ def field_shape(model: mujoco.MjModel, name: str) -> tuple[int, ...]:
     """The shape of one world's `name`; raises InputError with the nearest field if there is no such field."""
     if name not in FIELD_SHAPES:
         raise unknown("simulation field", name, FIELD_SHAPES)
+    return tuple(int(getattr(model, n)) if isinstance(n, str) else n for n in FIELD_SHAPES[name])
+
+
+def check_computed(model: mujoco.MjModel, name: str) -> None:
+    """Raises InputError if `name` is a field that MuJoCo leaves at zero for this model."""
     if name == "cfrc_ext" and not np.isin(model.sensor_type, _FORCE_SENSORS).any():
         raise InputError("field 'cfrc_ext' is computed for a sensor only: add an accelerometer to the model")
-    return tuple(int(getattr(model, n)) if isinstance(n, str) else n for n in FIELD_SHAPES[name])
 
 
 class Fields:

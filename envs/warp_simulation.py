@@ -167,11 +167,22 @@ class WarpSimulation(Simulation):
                 mjw.step(self._model, self._data)
             mjw.forward(self._model, self._data)
         mjw.sensor_acc(self._model, self._data)
-        _INTEGRATORS[self._model.opt.integrator](self._model, self._data)
+        self._integrate()
         if self._whole_refresh:
             self._refresh_whole()
         else:
             self._refresh_kinematics()
+
+    def _integrate(self) -> None:
+        integrator = self._model.opt.integrator
+        if integrator != mjw.IntegratorType.RK4:
+            _INTEGRATORS[integrator](self._model, self._data)
+            return
+        # In C the further stages of Runge-Kutta leave sensors and cfrc_ext as they are; here they would zero them.
+        saved = wp.clone(self._data.sensordata)
+        with self._without_sensors():
+            mjw.rungekutta4(self._model, self._data)
+        wp.copy(self._data.sensordata, saved)
 
     @contextmanager
     def _without_sensors(self) -> Iterator[None]:

@@ -53,8 +53,13 @@ class AntVelocity(Task):
     randomised = ("geom_friction", "body_mass", "body_inertia", "actuator_gainprm")
 
     def model(self) -> mujoco.MjSpec:
-        """Gymnasium's ant and an inertial measurement unit."""
-        return ant_model()
+        """Gymnasium's ant and an inertial measurement unit; friction cones are elliptic.
+
+        With pyramidal ones MuJoCo Warp and MuJoCo C point the pyramid under a steep leg differently.
+        """
+        spec = ant_model()
+        spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
+        return spec
 
     def initial_state(self, sim: Fields, random: Draws) -> InitialState:
         """As gymnasium's ant, with a command from the first step on."""
