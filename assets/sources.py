@@ -70,7 +70,7 @@ def _shipped(source: str, name: str, package: str, distribution: str, folder: st
 
 
 def _menagerie(name: str) -> Path:
-    """The scene of a robot, or the XML file of it behind a slash; downloaded and kept by the mujoco-menagerie package."""
+    """A robot's scene, or that XML file of it which is named behind a slash; the package downloads and keeps it."""
     try:
         menagerie = importlib.import_module("mujoco_menagerie")
     except ModuleNotFoundError as error:

@@ -65,9 +65,12 @@ def check_parameters(task: Task, sim: Fields, random: Draws) -> dict[str, int]:
             f"{task.name}.parameters: returned {sorted(drawn.fields)}, but randomised names {sorted(task.randomised)}"
         )
     for name, value in drawn.fields.items():
-        _shaped(task, f"field {name!r}", value, (sim.num_worlds, *getattr(sim.model, name).shape))
+        expected = (sim.num_worlds, *getattr(sim.model, name).shape)
+        if tuple(value.shape) != expected:
+            raise _misshapen(task, f"field {name!r}", value, str(expected))
     for name, value in drawn.told.items():
-        _shaped(task, f"told {name!r}", value, (sim.num_worlds, *value.shape[1:2]))
+        if value.ndim != 2 or len(value) != sim.num_worlds:
+            raise _misshapen(task, f"told {name!r}", value, f"({sim.num_worlds}, size)")
     return {name: value.shape[1] for name, value in drawn.told.items()}
 
 
@@ -127,6 +130,5 @@ class Randomisation:
         self.due.zero_()
 
 
-def _shaped(task: Task, what: str, value: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(value.shape) != expected:
-        raise InputError(f"{task.name}.parameters: {what} has shape {tuple(value.shape)}, expected {expected}")
+def _misshapen(task: Task, what: str, value: Tensor, expected: str) -> InputError:
+    return InputError(f"{task.name}.parameters: {what} has shape {tuple(value.shape)}, expected {expected}")

@@ -11,6 +11,7 @@ import mujoco
 import mujoco_warp as mjw
 import torch
 import warp as wp
+from torch import Tensor
 
 from envs.simulation import STATE_FIELDS, Simulation, SimulationError
 from gorl_robotics.errors import InputError

@@ -30,7 +30,7 @@ def ant_model() -> mujoco.MjSpec:
 
 
 def ant_start(sim: Fields, random: Draws) -> tuple[Tensor, Tensor]:
-    """Gymnasium's starts: positions uniform around the model's pose, velocities normal around rest; (N, nq), (N, nv)."""
+    """Gymnasium's starts: positions (N, nq) uniform around the model's pose, velocities (N, nv) normal around rest."""
     qpos = sim.default_qpos() + START_NOISE * (2 * random.uniform(sim.model.nq) - 1)
     quaternion = qpos[:, 3:7]
     qpos[:, 3:7] = quaternion / quaternion.norm(dim=1, keepdim=True)
@@ -59,7 +59,7 @@ class Ant(Task):
     """
 
     timing = Timing(control=0.05, physics=0.01)
-    nconmax, njmax = 20, 80
+    nconmax, njmax = 20, 80  # 5 contacts and 24 rows is the most a world was seen to have
     units = {"position": "m, 1, rad", "velocity": "m/s, rad/s", "contact": "N m, N"}
 
     def model(self) -> mujoco.MjSpec:

@@ -1,4 +1,4 @@
-"""An ant that walks where it is told, on floors and with bodies that differ: every optional part of a task is in use."""
+"""An ant that walks where it is told, on floors and with bodies that differ: a task with every optional part."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AntVelocity(Task):
     """
 
     timing = Timing(control=0.05, physics=0.01)
-    nconmax, njmax = 20, 80
+    nconmax, njmax = 20, 80  # 5 contacts and 20 rows is the most a world was seen to have
     units = {
         "angular_velocity": "rad/s",
         "up": "1",

@@ -167,7 +167,7 @@ def test_a_package_that_is_missing_is_named(source: str, package: str, monkeypat
     assert message(f"{source}:ant") == f"asset '{source}:ant' needs the package {package}: pip install {package}"
 
 
-MENAGERIE = '''
+MENAGERIE = """
 import os, pathlib
 
 class MenagerieError(Exception): pass
@@ -187,7 +187,7 @@ def names():
 
 def get(name):
     return Robot()
-'''
+"""
 
 
 @pytest.fixture

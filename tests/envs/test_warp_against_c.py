@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from envs.draws import BatchDraws
-from envs.dry_run import dry_run
 from envs.native_simulation import NativeSimulation
 from envs.randomisation import RANDOMISABLE
 from envs.simulation import Simulation
