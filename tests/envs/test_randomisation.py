@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -18,6 +19,8 @@ from envs.native_simulation import NativeSimulation
 from envs.task import Parameters, Task
 from envs.vector_env import VectorEnv
 from gorl_robotics.errors import InputError
+from gorl_robotics.graphs import captured
+from tasks.ant_velocity import AntVelocity
 
 
 class Weighted(Slider):
@@ -196,3 +199,33 @@ def test_a_gymnasium_world_does_not_depend_on_its_neighbours() -> None:
             if truncated[i]:
                 own = single.reset()[0]
             assert (own == seen[i]).all()
+
+
+# --- rollouts of captured graphs -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_rollouts_meet_fresh_noise_and_the_parameters_that_are_in_force(device: str) -> None:
+    with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext():
+        env = VectorEnv(variant(AntVelocity, episode_length=6), 16, device=device, threads=1)
+        finish = captured(lambda: env.finish() and None, env.device, [env.generator])
+        nominal = float(env.model.body("torso").mass[0])
+        column, width = env.critic_observation_size - 9, env.observation_size  # told: friction, mass, gains
+        drawn, before = set(), torch.zeros(16, width, device=device)
+        for _ in range(4):
+            env.refresh_starts()
+            mass = env.sim._parameters["body_mass"][:, 1].float() / nominal
+            assert torch.allclose(env.buffers.critic_observation[:, column], mass, atol=1e-5)
+            drawn |= set(mass.tolist())
+            for _ in range(6):
+                env.apply(2 * torch.rand(16, 8, device=device) - 1)
+                env.physics()
+                finish()
+                noise = env.buffers.terminal_observation - env.buffers.terminal_critic_observation[:, :width]
+                assert (noise[:, :22] != before[:, :22]).all(dim=0).any()
+                assert noise[:, 22:].abs().max() == 0  # command and last action have none
+                assert 0.3 < noise[:, 14:22].abs().max() <= 0.5001
+                before = noise.clone()
+                assert torch.allclose(env.buffers.critic_observation[:, column], mass, atol=1e-5)
+        assert len(drawn) == 4 * 16  # every world began an episode in every rollout
+        env.check()
