@@ -144,8 +144,10 @@ def test_tracking_is_paid_and_effort_costs() -> None:
     assert task.reward(sim, state, still).tolist() == pytest.approx([1.0, np.exp(-1.0)])
     sim.sensordata[:, sim.sensor("linear_velocity")] = torch.tensor([0.5, 0.0, 3.0], dtype=torch.float64)
     assert task.reward(sim, state, still).tolist() == pytest.approx([np.exp(-1.0), 1.0])
-    assert task.reward(sim, state, full).tolist() == pytest.approx([np.exp(-1.0) - 0.16, 0.84])
-    assert task.reward(sim, {**state, "last_action": full}, full).tolist()[1] == pytest.approx(0.92)
+    assert task.reward(sim, state, full).tolist() == pytest.approx([np.exp(-1.0) - 0.032, 0.968])
+    assert task.reward(sim, {**state, "last_action": full}, full).tolist()[1] == pytest.approx(0.984)
+    sim.sensordata[:, sim.sensor("angular_velocity")] = 0.5
+    assert task.reward(sim, state, still).tolist()[1] == pytest.approx(1 - 0.005 * 0.75)
     sim.sensordata[:, sim.sensor("angular_velocity")] = 9.0
     assert task.reward(sim, state, full).tolist() == [0.0, 0.0]
 
