@@ -61,7 +61,7 @@ class Trainer:
             practice=config.practice,
             threads=threads,
         )
-        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads)
+        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads, noise=False)
         self.policy = methods.make(config, self.env.observation_size, self.env.action_size).to(device)
         steps = config.ppo.rollout_steps
         self.learner = Learner(
@@ -337,7 +337,8 @@ def _test(given: dict[str, Any]) -> None:
     """Evaluates a trained policy, without noise and with it, and prints the returns."""
     path, saved, config = run_folder.reopen(given, "checkpoint")
     device = prepare_device(choose_device(config.device))
-    env = VectorEnv(tasks.make(config.task), 2 * config.evaluation_worlds, device=device, threads=config.threads)
+    worlds, threads = 2 * config.evaluation_worlds, config.threads
+    env = VectorEnv(tasks.make(config.task), worlds, device=device, threads=threads, noise=False)
     policy = methods.make(config, env.observation_size, env.action_size).to(device)
     policy.load_state_dict(saved["policy"])
     policy.generative = saved["generative"]

@@ -1,10 +1,17 @@
 """Loads a robot's MJCF from one of the known sources.
 
-`suite:hopper` is dm_control's own XML, `file:path/to/robot.xml` any MJCF or URDF file.
+| asset                      | what                                                                                |
+|----------------------------|-------------------------------------------------------------------------------------|
+| `suite:hopper`             | a robot of the DM Control suite, out of the dm-control package                      |
+| `gymnasium:ant`            | a robot of gymnasium's MuJoCo environments, out of the gymnasium package            |
+| `menagerie:unitree_go1`    | a robot of MuJoCo Menagerie, fetched by the mujoco-menagerie package on first use   |
+| `menagerie:unitree_go1/go1`| the same without floor and lights: one of the XML files that Menagerie has of it    |
+| `file:path/to/robot.xml`   | any MJCF or URDF file                                                               |
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -43,15 +50,47 @@ def _one_line(error: Exception) -> str:
 
 
 def _suite(name: str) -> Path:
-    """The dm_control package's XML, found without importing the package (which would start a renderer)."""
-    package = importlib.util.find_spec("dm_control")
-    if package is None or not package.submodule_search_locations:
-        raise InputError(f"asset 'suite:{name}' needs the package dm-control: pip install dm-control")
-    folder = Path(package.submodule_search_locations[0]) / "suite"
-    path = folder / f"{name}.xml"
+    return _shipped("suite", name, "dm_control", "dm-control", "suite")
+
+
+def _gymnasium(name: str) -> Path:
+    return _shipped("gymnasium", name, "gymnasium", "gymnasium", "envs/mujoco/assets")
+
+
+def _shipped(source: str, name: str, package: str, distribution: str, folder: str) -> Path:
+    """An XML file inside a package, found without importing that package (which might start a renderer)."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise InputError(f"asset '{source}:{name}' needs the package {distribution}: pip install {distribution}")
+    home = Path(found.submodule_search_locations[0]) / folder
+    path = home / f"{name}.xml"
     if not path.is_file():
-        raise unknown("suite model", name, (p.stem for p in folder.glob("*.xml")))
+        raise unknown(f"{source} model", name, (p.stem for p in home.glob("*.xml")))
     return path
+
+
+def _menagerie(name: str) -> Path:
+    """A robot's scene, or that XML file of it which is named behind a slash; the package downloads and keeps it."""
+    try:
+        menagerie = importlib.import_module("mujoco_menagerie")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"asset 'menagerie:{name}' needs the package mujoco-menagerie: pip install mujoco-menagerie"
+        ) from error
+    robot, _, entry = name.partition("/")
+    if robot not in menagerie.names():
+        raise unknown("menagerie model", robot, menagerie.names())
+    known = menagerie.get(robot)
+    if entry and entry not in known.entry_names:
+        raise unknown(f"XML file of menagerie model {robot!r}:", entry, known.entry_names)
+    try:
+        return Path(known.xml(entry or None))
+    except (menagerie.MenagerieError, OSError) as error:
+        raise InputError(
+            f"asset 'menagerie:{name}' could not be fetched: {_one_line(error)}; where there is a network run "
+            f"`mujoco-menagerie prefetch {robot}` and copy {menagerie.Cache().dir} here, or set MENAGERIE_ROOT to a "
+            "checkout of mujoco_menagerie"
+        ) from error
 
 
 def _file(name: str) -> Path:
@@ -62,4 +101,9 @@ def _file(name: str) -> Path:
     return path
 
 
-_SOURCES: dict[str, Callable[[str], Path]] = {"suite": _suite, "file": _file}
+_SOURCES: dict[str, Callable[[str], Path]] = {
+    "suite": _suite,
+    "gymnasium": _gymnasium,
+    "menagerie": _menagerie,
+    "file": _file,
+}

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.fields import Fields, field_shape
+from envs.fields import Fields, check_computed, field_shape
+from envs.randomisation import check_noise, check_parameters
 from envs.task import State, Task
 from gorl_robotics.errors import InputError
 
@@ -26,6 +27,7 @@ class Layout:
     privileged: dict[str, int]
     state: dict[str, tuple[tuple[int, ...], torch.dtype]]  # per world
     update_draws: tuple[tuple[str, tuple[int, ...]], ...]  # ("uniform" | "normal", size) in the order drawn
+    told: dict[str, int]  # what the critic is told of the randomised parameters
 
     @property
     def observation_size(self) -> int:
@@ -34,8 +36,8 @@ class Layout:
 
     @property
     def critic_observation_size(self) -> int:
-        """Width of what the critic sees: the observation and the privileged terms behind it."""
-        return self.observation_size + sum(self.privileged.values())
+        """Width of what the critic sees: the observation, the privileged terms, what it is told of the parameters."""
+        return self.observation_size + sum(self.privileged.values()) + sum(self.told.values())
 
 
 class RecordingFields(Fields):
@@ -52,6 +54,7 @@ class RecordingFields(Fields):
         if name.startswith("_") or name == "read":
             raise AttributeError(name)
         if name not in self._tensors:
+            check_computed(self.model, name)
             self._tensors[name] = _row(self.model, self._data, name, self.num_worlds)
         self.read[name] = None
         return self._tensors[name]
@@ -92,6 +95,7 @@ def dry_run(task: Task, model: mujoco.MjModel) -> Layout:
     state = start.state
     for name, value in state.items():
         _shaped(task, "initial_state", f"state {name!r}", value, tuple(value.shape[1:]))
+    told = check_parameters(task, sim, random)
     sim.read.clear()
     observation = _terms(task, "observe", task.observe(sim, state))
     privileged = _terms(task, "privileged", task.privileged(sim, state))
@@ -105,12 +109,14 @@ def dry_run(task: Task, model: mujoco.MjModel) -> Layout:
     _same_state(task, state, task.update(sim, dict(state), random))
     if not observation:
         raise InputError(f"{task.name}.observe: returned no terms")
+    check_noise(task, observation)
     return Layout(
         fields=tuple(sim.read),
         observation=observation,
         privileged=privileged,
         state={name: (tuple(value.shape[1:]), value.dtype) for name, value in state.items()},
         update_draws=tuple(random.drawn),
+        told=told,
     )
 
 

@@ -32,10 +32,21 @@ FIELD_SHAPES: dict[str, tuple[str | int, ...]] = {
     "site_xmat": ("nsite", 3, 3),
     "subtree_com": ("nbody", 3),
     "cvel": ("nbody", 6),
+    "cfrc_ext": ("nbody", 6),
     "sensordata": ("nsensordata",),
     "actuator_force": ("nu",),
     "qfrc_actuator": ("nv",),
 }
+
+
+# MuJoCo computes contact forces on bodies (cfrc_ext) only where a sensor of one of these kinds needs them.
+_FORCE_SENSORS = (
+    mujoco.mjtSensor.mjSENS_ACCELEROMETER,
+    mujoco.mjtSensor.mjSENS_FORCE,
+    mujoco.mjtSensor.mjSENS_TORQUE,
+    mujoco.mjtSensor.mjSENS_FRAMELINACC,
+    mujoco.mjtSensor.mjSENS_FRAMEANGACC,
+)
 
 
 def field_shape(model: mujoco.MjModel, name: str) -> tuple[int, ...]:
@@ -43,6 +54,12 @@ def field_shape(model: mujoco.MjModel, name: str) -> tuple[int, ...]:
     if name not in FIELD_SHAPES:
         raise unknown("simulation field", name, FIELD_SHAPES)
     return tuple(int(getattr(model, n)) if isinstance(n, str) else n for n in FIELD_SHAPES[name])
+
+
+def check_computed(model: mujoco.MjModel, name: str) -> None:
+    """Raises InputError if `name` is a field that MuJoCo leaves at zero for this model."""
+    if name == "cfrc_ext" and not np.isin(model.sensor_type, _FORCE_SENSORS).any():
+        raise InputError("field 'cfrc_ext' is computed for a sensor only: add an accelerometer to the model")
 
 
 class Fields:

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.draws import WorldDraws
+from envs.draws import Draws, WorldDraws
 from envs.task import Task
 from envs.vector_env import VectorEnv
 from gorl_robotics.errors import InputError
@@ -34,18 +34,23 @@ class _Worlds(VectorEnv):
         self._auto_reset = auto_reset
         super().__init__(task, num_envs, device=device)
         self.generators = [seeding.np_random()[0] for _ in range(num_envs)]
-        self._draws: WorldDraws = WorldDraws(self.generators, self.sim.dtype, self.device)
+        self._draws = WorldDraws(self.generators, self.sim.dtype, self.device)
         self._row = torch.arange(num_envs, device=self.device)
 
     def begin(self, mask: Tensor) -> None:
         """Begins a new episode, at its first step, in the worlds of `mask` (N,); the others draw nothing."""
-        self.starts.fill(self._draws.only(mask), mask)
+        self.starts.fill(self._draws_of(mask), mask)
         self._begin(mask, self.starts.rows(self._row))
+        self._randomise()
         self.episode_step.masked_fill_(mask, 0)
 
     def _begin_next(self, done: Tensor) -> None:
         if self._auto_reset and bool(done.any()):
             self.begin(done)
+
+    def _draws_of(self, mask: Tensor) -> Draws:
+        # While the worlds are built they have no generators of their own yet.
+        return self._draws.only(mask) if isinstance(self._draws, WorldDraws) else self._draws
 
     def _supply_size(self) -> int:
         return self.num_worlds

@@ -25,6 +25,7 @@ class NativeSimulation(Simulation):
         fields: further fields to bind, see `envs.fields.FIELD_SHAPES`.
         physics_steps: physics steps in a control step.
         threads: CPU threads; 0 takes every core this process may use.
+        randomised: model fields of which every world has its own, see `envs.randomisation.RANDOMISABLE`.
     """
 
     def __init__(
@@ -34,13 +35,16 @@ class NativeSimulation(Simulation):
         fields: Sequence[str],
         physics_steps: int,
         threads: int = 0,
+        randomised: Sequence[str] = (),
     ) -> None:
         # A world that diverges must stay visible until the environment has counted it and reset it.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         threads = min(threads or len(os.sched_getaffinity(0)), num_worlds)
         self._batch = batch.Batch(model, num_worlds, threads)
         names = dict.fromkeys((*STATE_FIELDS, *fields))
-        super().__init__(model, {name: self._bind(model, name) for name in names}, num_worlds, physics_steps)
+        tensors = {name: self._bind(model, name) for name in names}
+        parameters = {name: torch.from_numpy(self._batch.expand(name)) for name in randomised}
+        super().__init__(model, tensors, num_worlds, physics_steps, parameters)
         self.forward()
 
     def step(self) -> None:
@@ -70,6 +74,9 @@ class NativeSimulation(Simulation):
 
     def check(self) -> None:
         """MuJoCo C grows its buffers by itself: nothing can overflow."""
+
+    def _derive(self, mask: Tensor) -> None:
+        self._batch.set_const(mask.numpy())
 
     def _bind(self, model: mujoco.MjModel, name: str) -> Tensor:
         array: np.ndarray = self._batch.bind(name)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 import mujoco
+import torch
 from torch import Tensor
 
 from envs.fields import Fields
@@ -27,10 +28,20 @@ class Simulation(Fields):
     """
 
     def __init__(
-        self, model: mujoco.MjModel, tensors: Mapping[str, Tensor], num_worlds: int, physics_steps: int
+        self,
+        model: mujoco.MjModel,
+        tensors: Mapping[str, Tensor],
+        num_worlds: int,
+        physics_steps: int,
+        parameters: Mapping[str, Tensor],
     ) -> None:
         super().__init__(model, tensors, num_worlds)
         self.physics_steps = physics_steps
+        self._parameters = dict(parameters)  # model fields of which every world has its own
+
+    @abstractmethod
+    def _derive(self, mask: Tensor) -> None:
+        """Computes what MuJoCo derives from model parameters (mj_setConst) in the worlds of `mask` at least."""
 
     @abstractmethod
     def step(self) -> None:
@@ -60,14 +71,13 @@ class Simulation(Fields):
         The solver's warm start, activations and controls are cleared with it: a world that had become non-finite is
         as good as new. Derived quantities are stale until the next `step` or `forward`.
         """
-        column = mask.unsqueeze(1)
         for name, value in (("qpos", qpos), ("qvel", qvel)):
-            self._write(name, column, value)
+            _write(self._tensors[name], mask, value)
         for name in ("act", "ctrl", "qacc_warmstart"):
-            self._tensors[name].masked_fill_(column, 0.0)
+            self._tensors[name].masked_fill_(mask.unsqueeze(1), 0.0)
         for name, pose in (("mocap_pos", mocap_pos), ("mocap_quat", mocap_quat)):
             if pose is not None:
-                self._write(name, column.unsqueeze(2), pose)
+                _write(self._tensors[name], mask, pose)
 
     def reset(
         self,
@@ -81,15 +91,34 @@ class Simulation(Fields):
         self.place(mask, qpos, qvel, mocap_pos, mocap_quat)
         self.forward()
 
+    def set_parameters(self, mask: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Gives the worlds in `mask` (N,) their own model parameters, with all constants that follow from them.
+
+        The arrays are written in place. States and derived quantities stay as they are until the next step.
+
+        Args:
+            mask: worlds.
+            values: by name of a randomised field, (N, *shape of the MjModel field).
+        """
+        for name, value in values.items():
+            _write(self._parameters[name], mask, value)
+        self._derive(mask)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of every world's state."""
-        return {name: self._tensors[name].clone() for name in STATE_FIELDS}
+        """A copy of every world's state, and of the parameters that are its own."""
+        parameters = {f"model.{name}": value.clone() for name, value in self._parameters.items()}
+        return {**{name: self._tensors[name].clone() for name in STATE_FIELDS}, **parameters}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores a state of the same model and number of worlds."""
         for name in STATE_FIELDS:
             self._tensors[name].copy_(state[name])
+        for name, value in self._parameters.items():
+            value.copy_(state[f"model.{name}"])
+        if self._parameters:
+            self._derive(torch.ones(self.num_worlds, dtype=torch.bool, device=self.device))
 
-    def _write(self, name: str, mask: Tensor, value: Tensor) -> None:
-        target = self._tensors[name]
-        target.copy_(value.to(target.dtype).where(mask, target))
+
+def _write(target: Tensor, mask: Tensor, value: Tensor) -> None:
+    rows = mask.view(-1, *(1,) * (target.ndim - 1))
+    target.copy_(value.to(target.dtype).where(rows, target))

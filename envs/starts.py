@@ -29,7 +29,7 @@ class Start:
     mocap_quat: Tensor | None
     state: State
     observation: Tensor
-    critic_observation: Tensor
+    critic_observation: Tensor  # without what a world's own parameters tell
 
 
 class Starts:
@@ -50,7 +50,8 @@ class Starts:
             for name, (shape, dtype) in layout.state.items()
         }
         self._observation = torch.zeros(self.size, layout.observation_size, device=device)
-        self._critic = torch.zeros(self.size, layout.critic_observation_size, device=device)
+        wider = layout.observation_size + sum(layout.privileged.values())
+        self._critic = torch.zeros(self.size, wider, device=device)
         self._everyone = torch.ones(self.size, dtype=torch.bool, device=device)
 
     def fill(self, random: Draws, mask: Tensor | None = None) -> None:

@@ -41,6 +41,14 @@ class InitialState:
     state: State = field(default_factory=dict)
 
 
+@dataclass
+class Parameters:
+    """Model parameters drawn for every world."""
+
+    fields: dict[str, Tensor]  # each name in `Task.randomised`: (N, *shape of the MjModel field)
+    told: dict[str, Tensor] = field(default_factory=dict)  # what the critic is told of them, each (N, size)
+
+
 class Task(ABC):
     """A robot and what it shall do.
 
@@ -55,6 +63,8 @@ class Task(ABC):
     settle_steps: ClassVar[int] = 0  # physics steps with zero control before an episode begins
     nconmax: ClassVar[int | None] = None  # contacts a world may have on average (MuJoCo Warp); None: Warp's guess
     njmax: ClassVar[int | None] = None  # constraint rows a world may have (MuJoCo Warp); None: Warp's guess
+    noise: ClassVar[dict[str, float]] = {}  # half-width of uniform noise on observation terms, in their units
+    randomised: ClassVar[tuple[str, ...]] = ()  # MjModel fields of which every world has its own, see `parameters`
     units: ClassVar[dict[str, str]] = {}  # unit of each observation term, for the export's metadata
     overrides: ClassVar[dict[str, object]] = {}  # training settings that are facts about this task
 
@@ -85,6 +95,10 @@ class Task(ABC):
     def privileged(self, sim: Fields, state: State) -> dict[str, Tensor]:
         """Terms that the critic sees in addition to the observation, each (N, size). By default none."""
         return {}
+
+    def parameters(self, sim: Fields, random: Draws) -> Parameters:
+        """Draws the `randomised` model fields for every world, once per episode; see `envs.randomisation`."""
+        raise InputError(f"{self.name}: randomised names model fields, but there is no method parameters to draw them")
 
     def compile(self) -> mujoco.MjModel:
         """Compiles the model at the task's physics step.

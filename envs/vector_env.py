@@ -18,6 +18,7 @@ from envs.draws import BatchDraws, Draws
 from envs.dry_run import Layout, concatenate, dry_run
 from envs.native_simulation import NativeSimulation
 from envs.practice import Practice
+from envs.randomisation import Noise, Randomisation
 from envs.simulation import Simulation, SimulationError
 from envs.starts import Start, Starts
 from envs.task import Task
@@ -48,14 +49,15 @@ def make_simulation(
     fields: tuple[str, ...],
     device: torch.device,
     threads: int = 0,
+    randomised: tuple[str, ...] = (),
 ) -> Simulation:
     """The engine for a device: MuJoCo Warp on CUDA, `mujoco.batch` on the CPU."""
     steps = task.timing.physics_steps
     if device.type == "cuda":
         from envs.warp_simulation import WarpSimulation
 
-        return WarpSimulation(model, num_worlds, fields, steps, device, task.nconmax, task.njmax)
-    return NativeSimulation(model, num_worlds, fields, steps, threads)
+        return WarpSimulation(model, num_worlds, fields, steps, device, task.nconmax, task.njmax, randomised)
+    return NativeSimulation(model, num_worlds, fields, steps, threads, randomised)
 
 
 class VectorEnv:
@@ -69,6 +71,7 @@ class VectorEnv:
         monitors: further worlds, behind the others, that the learner only watches.
         practice: probability per step of cutting short a world that is learnt from and does well; see `Practice`.
         threads: CPU threads for `mujoco.batch`; 0 takes every core.
+        noise: whether the policy sees the task's observation noise; an evaluation goes without.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class VectorEnv:
         monitors: int = 0,
         practice: float = 0.0,
         threads: int = 0,
+        noise: bool = True,
     ) -> None:
         if num_envs < 1:
             raise InputError(f"num_envs must be at least 1, got {num_envs}")
@@ -88,12 +92,15 @@ class VectorEnv:
         self.device = torch.device(device)
         self.model = task.compile()
         self.layout: Layout = dry_run(task, self.model)
-        self.sim = make_simulation(task, self.model, self.num_worlds, self.layout.fields, self.device, threads)
+        fields, own = self.layout.fields, task.randomised
+        self.sim = make_simulation(task, self.model, self.num_worlds, fields, self.device, threads, own)
+        self.randomisation = Randomisation(task, self.layout.told, self.sim) if own else None
+        self._noise = Noise(task, self.layout.observation, self.device) if noise and any(task.noise.values()) else None
         supply = self._supply_size()
         self.starts = Starts(
             task,
             self.layout,
-            make_simulation(task, self.model, supply, self.layout.fields, self.device, threads),
+            make_simulation(task, self.model, supply, fields, self.device, threads),
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.practice = Practice(num_envs, practice, self.device)
@@ -134,9 +141,10 @@ class VectorEnv:
         self._cursor.zero_()
 
     def refresh_starts(self) -> None:
-        """Draws new starts where that is cheap; before each rollout."""
+        """Draws new starts where that is cheap, and parameters of worlds that began an episode; before each rollout."""
         if not self.task.settle_steps:
             self.draw_starts()
+        self._randomise()
 
     def initial_states(self) -> dict[str, Tensor]:
         """The initial states that `restart` begins from, by name, world i's in row i; copies."""
@@ -155,6 +163,7 @@ class VectorEnv:
         index = torch.arange(self.num_worlds, device=self.device)
         everyone = torch.ones(self.num_worlds, dtype=torch.bool, device=self.device)
         self._begin(everyone, self.starts.rows(index))
+        self._randomise()
         self._cursor.fill_(self.num_worlds)
         self.episode_step.zero_()
         if random_phase:
@@ -199,8 +208,9 @@ class VectorEnv:
         state = task.update(sim, self.state, self._draws)
         terms = task.observe(sim, state)
         keep = finite.unsqueeze(1)
-        step.terminal_observation.copy_(concatenate(terms).where(keep, step.observation))
-        critic = concatenate({**terms, **task.privileged(sim, state)})
+        seen = self._seen(concatenate(terms), self._draws)
+        step.terminal_observation.copy_(seen.where(keep, step.observation))
+        critic = self._with_told(concatenate({**terms, **task.privileged(sim, state)}))
         step.terminal_critic_observation.copy_(critic.where(keep, step.critic_observation))
         step.observation.copy_(step.terminal_observation)
         step.critic_observation.copy_(step.terminal_critic_observation)
@@ -307,8 +317,29 @@ class VectorEnv:
         for name, value in self.state.items():
             value.copy_(start.state[name].where(mask.view(-1, *(1,) * (value.ndim - 1)), value))
         step = self.buffers
-        step.observation.copy_(start.observation.where(column, step.observation))
-        step.critic_observation.copy_(start.critic_observation.where(column, step.critic_observation))
+        seen = self._seen(start.observation, self._draws_of(mask))
+        step.observation.copy_(seen.where(column, step.observation))
+        critic = self._with_told(start.critic_observation)
+        step.critic_observation.copy_(critic.where(column, step.critic_observation))
+        if self.randomisation is not None:
+            self.randomisation.due.logical_or_(mask)
+
+    def _draws_of(self, mask: Tensor) -> Draws:
+        """What the worlds in `mask` (W,) draw from; the others' rows may be anything."""
+        return self._draws
+
+    def _seen(self, observation: Tensor, random: Draws) -> Tensor:
+        """What the policy sees of `observation` (W, observation_size)."""
+        return observation if self._noise is None else self._noise(observation, random)
+
+    def _with_told(self, critic: Tensor) -> Tensor:
+        return critic if self.randomisation is None else torch.cat([critic, self.randomisation.told], dim=1)
+
+    def _randomise(self) -> None:
+        if self.randomisation is not None:
+            self.randomisation.apply(self._draws_of(self.randomisation.due))
+            told = self.randomisation.told
+            self.buffers.critic_observation[:, self.critic_observation_size - told.shape[1] :] = told
 
     def _count_return(self, done: Tensor, whole: Tensor) -> None:
         self.episode_return.add_(self.buffers.reward)
@@ -329,6 +360,8 @@ class VectorEnv:
             "recent_reward": self.practice.recent,
         }
         named.update({f"state.{name}": value for name, value in self.state.items()})
+        if self.randomisation is not None:
+            named.update(told=self.randomisation.told, due=self.randomisation.due)
         return named
 
 

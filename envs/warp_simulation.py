@@ -11,6 +11,7 @@ import mujoco
 import mujoco_warp as mjw
 import torch
 import warp as wp
+from torch import Tensor
 
 from envs.simulation import STATE_FIELDS, Simulation, SimulationError
 from gorl_robotics.errors import InputError
@@ -50,6 +51,23 @@ _INTEGRATORS = {
 }
 
 
+# Constants that follow from other parameters: where those are a world's own, these must be too, or they stay shared.
+_DERIVED = (
+    "body_subtreemass",
+    "body_invweight0",
+    "dof_invweight0",
+    "actuator_acc0",
+    "tendon_length0",
+    "tendon_invweight0",
+    "eq_data",
+    "geom_aabb",
+    "geom_rbound",
+    "cam_pos0",
+    "cam_poscom0",
+    "cam_mat0",
+)
+
+
 class WarpSimulation(Simulation):
     """N worlds on one CUDA device, or, slowly and for tests, on the CPU. Fields are float32.
 
@@ -61,6 +79,7 @@ class WarpSimulation(Simulation):
         device: a torch device.
         nconmax: contacts a world may have on average; the pool is shared by all worlds.
         njmax: constraint rows a world may have.
+        randomised: model fields of which every world has its own, see `envs.randomisation.RANDOMISABLE`.
     """
 
     def __init__(
@@ -72,6 +91,7 @@ class WarpSimulation(Simulation):
         device: torch.device,
         nconmax: int | None = None,
         njmax: int | None = None,
+        randomised: Sequence[str] = (),
     ) -> None:
         wp.config.quiet = True
         wp.init()
@@ -82,7 +102,8 @@ class WarpSimulation(Simulation):
             )
         self._stream_device = device
         with self._on_stream():
-            self._model = mjw.put_model(model)
+            own = (*randomised, *_DERIVED) if randomised else ()
+            self._model = mjw.put_model(model, batch_sizes=dict.fromkeys(own, num_worlds))
             # A conditional graph asks after each solver iteration whether any world needs another one: dearer than a
             # few iterations are.
             self._model.opt.graph_conditional = model.opt.iterations > _FEW_ITERATIONS
@@ -90,13 +111,15 @@ class WarpSimulation(Simulation):
             self._data = mjw.make_data(model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
             names = dict.fromkeys((*STATE_FIELDS, *fields))
             tensors = {name: wp.to_torch(getattr(self._data, name)) for name in names}
-        super().__init__(model, tensors, num_worlds, physics_steps)
+            parameters = {name: wp.to_torch(getattr(self._model, name)) for name in randomised}
+        super().__init__(model, tensors, num_worlds, physics_steps, parameters)
         self._overflow = wp.to_torch(self._data.overflow)
         # A sensor's columns at the acceleration stage: the whole position and velocity stage would zero them.
         self._late = self._late_columns()
         self._whole_refresh = not self._kinematics_suffice()
         self._run_step = _Replay(self._control_step, self)
         self._run_forward = _Replay(lambda: mjw.forward(self._model, self._data), self)
+        self._run_derive = _Replay(lambda: mjw.set_const(self._model, self._data), self)
         self._run_physics = _Replay(lambda: mjw.step(self._model, self._data), self)
         self._tensors["qpos"].copy_(self.default_qpos())
         self.forward()
@@ -135,6 +158,9 @@ class WarpSimulation(Simulation):
             f"(now nconmax {self._data.naconmax // self.num_worlds}, njmax {self._data.njmax})"
         )
 
+    def _derive(self, mask: Tensor) -> None:
+        self._run_derive()
+
     def _control_step(self) -> None:
         # Sensors are read after the control step only; in every physics step they would be an eighth of its kernels.
         with self._without_sensors():
@@ -142,11 +168,22 @@ class WarpSimulation(Simulation):
                 mjw.step(self._model, self._data)
             mjw.forward(self._model, self._data)
         mjw.sensor_acc(self._model, self._data)
-        _INTEGRATORS[self._model.opt.integrator](self._model, self._data)
+        self._integrate()
         if self._whole_refresh:
             self._refresh_whole()
         else:
             self._refresh_kinematics()
+
+    def _integrate(self) -> None:
+        integrator = self._model.opt.integrator
+        if integrator != mjw.IntegratorType.RK4:
+            _INTEGRATORS[integrator](self._model, self._data)
+            return
+        # In C the further stages of Runge-Kutta leave sensors and cfrc_ext as they are; here they would zero them.
+        saved = wp.clone(self._data.sensordata)
+        with self._without_sensors():
+            mjw.rungekutta4(self._model, self._data)
+        wp.copy(self._data.sensordata, saved)
 
     @contextmanager
     def _without_sensors(self) -> Iterator[None]:

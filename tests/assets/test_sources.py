@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mujoco
@@ -145,3 +147,83 @@ def test_time_steps_that_do_not_divide(timing: Timing, tmp_path: Path, monkeypat
     monkeypatch.setattr(Arm, "timing", timing)
     with pytest.raises(InputError, match=f"Arm: control step {timing.control} s is no multiple of physics step"):
         Arm(path).compile()
+
+
+# --- packages -----------------------------------------------------------------------------------
+
+
+def test_gymnasiums_ant_is_gymnasiums() -> None:
+    import gymnasium.envs.mujoco
+
+    folder = Path(gymnasium.envs.mujoco.__file__).parent / "assets"
+    assert load("gymnasium:ant").compile().nq == 15
+    assert load("gymnasium:ant").to_xml() == mujoco.MjSpec.from_file(str(folder / "ant.xml")).to_xml()
+    assert message("gymnasium:aunt") == "unknown gymnasium model 'aunt'; did you mean 'ant'?"
+
+
+@pytest.mark.parametrize(("source", "package"), [("suite", "dm-control"), ("gymnasium", "gymnasium")])
+def test_a_package_that_is_missing_is_named(source: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert message(f"{source}:ant") == f"asset '{source}:ant' needs the package {package}: pip install {package}"
+
+
+MENAGERIE = """
+import os, pathlib
+
+class MenagerieError(Exception): pass
+
+class Cache:
+    dir = pathlib.Path("/cache/of/menagerie")
+
+class Robot:
+    entry_names = ("arm", "scene")
+    def xml(self, entry=None):
+        if "MENAGERIE_ROOT" not in os.environ:
+            raise MenagerieError("https://…/unit_arm.tar.xz:\\n<urlopen error no network>")
+        return pathlib.Path(os.environ["MENAGERIE_ROOT"]) / "unit_arm" / f"{entry or 'scene'}.xml"
+
+def names():
+    return ["unit_arm", "unit_leg"]
+
+def get(name):
+    return Robot()
+"""
+
+
+@pytest.fixture
+def menagerie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package with the interface of mujoco-menagerie 2026.10 and no network; a folder that may become its root."""
+    (tmp_path / "mujoco_menagerie.py").write_text(MENAGERIE)
+    (tmp_path / "root" / "unit_arm").mkdir(parents=True)
+    (tmp_path / "root" / "unit_arm" / "arm.xml").write_text(ARM)
+    (tmp_path / "root" / "unit_arm" / "scene.xml").write_text(
+        '<mujoco><include file="arm.xml"/><worldbody><geom type="plane" size="1 1 1"/></worldbody></mujoco>'
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mujoco_menagerie", raising=False)
+    yield tmp_path / "root"
+    sys.modules.pop("mujoco_menagerie", None)
+
+
+def test_menageries_robot_is_its_scene_or_one_of_its_files(menagerie: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MENAGERIE_ROOT", str(menagerie))
+    assert load("menagerie:unit_arm").compile().ngeom == 2
+    assert load("menagerie:unit_arm/arm").compile().ngeom == 1
+
+
+def test_menageries_names_are_checked_before_anything_is_fetched(menagerie: Path) -> None:
+    assert message("menagerie:unit_arn") == "unknown menagerie model 'unit_arn'; did you mean 'unit_arm'?"
+    assert message("menagerie:unit_arm/scen").endswith("'scen'; did you mean 'scene'?")
+
+
+def test_without_a_network_menagerie_says_where_its_cache_is(menagerie: Path) -> None:
+    told = message("menagerie:unit_arm")
+    for words in ("no network", "mujoco-menagerie prefetch unit_arm", "/cache/of/menagerie", "MENAGERIE_ROOT"):
+        assert words in told
+
+
+def test_without_its_package_menagerie_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco_menagerie", None)
+    assert message("menagerie:unitree_go1") == (
+        "asset 'menagerie:unitree_go1' needs the package mujoco-menagerie: pip install mujoco-menagerie"
+    )

@@ -38,7 +38,7 @@ def every_task() -> list[Task]:
 
 @pytest.mark.parametrize("task", every_task(), ids=lambda task: task.name)
 def test_it_equals_the_environment(task: Task) -> None:
-    env = VectorEnv(task, 8, seed=2, threads=1)
+    env = VectorEnv(task, 8, seed=2, threads=1, noise=False)
     env.restart(random_phase=False)
     module = TaskModule(task, env.model, env.layout)
     env._draws = scripted = Scripted(8)

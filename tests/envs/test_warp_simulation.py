@@ -1,6 +1,6 @@
 """MuJoCo Warp against MuJoCo C, on the CPU; the tests marked gpu repeat the contract on a CUDA device.
 
-All Warp tests are in this module: compiling its kernels takes half a minute, once per kernel cache.
+Compiling the kernels takes half a minute, once per kernel cache; test_warp_against_c.py compiles those of every robot.
 """
 
 from __future__ import annotations
@@ -417,6 +417,7 @@ def warp_on_cpu(
     fields: Sequence[str],
     device: torch.device,
     threads: int = 0,
+    randomised: tuple[str, ...] = (),
 ) -> Simulation:
     return WarpSimulation(model, num_worlds, fields, task.timing.physics_steps, device, task.nconmax, task.njmax)
 
