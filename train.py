@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import tasks
+from envs.user_code import blaming
 from envs.vector_env import VectorEnv
 from gorl_robotics import checkpoint, run_folder
 from gorl_robotics.config import (
@@ -254,6 +255,8 @@ def main() -> None:
         print(help_text())
         return
     given = parse_arguments(arguments)
+    if given.get("task"):
+        given["task"] = tasks.absolute(given["task"])  # what a run folder remembers must hold in any folder
     if given.get("test"):
         _test(given)
     elif given.get("resume"):
@@ -285,26 +288,28 @@ def _resume(given: dict[str, Any]) -> None:
 
 
 def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) -> None:
-    title = f"{config.task} · GoRL · seed {config.seed} · {folder}"
+    title = f"{config.task_name} · GoRL · seed {config.seed} · {folder}"
     with Display(title, config.total_steps, len(config.stages.fractions)) as display:
-        try:
-            trainer = Trainer(config, folder, display, saved)
-        except BaseException:
-            run_folder.discard(folder)
-            raise
-        trainer.train()
+        with blaming(tasks.make(config.task)):
+            try:
+                trainer = Trainer(config, folder, display, saved)
+            except BaseException:
+                run_folder.discard(folder)
+                raise
+            trainer.train()
 
 
 def _test(given: dict[str, Any]) -> None:
     """Evaluates a trained policy, with the latent's mean and with sampled latents, and prints the returns."""
     path, saved, config = run_folder.reopen(given, "checkpoint")
-    device = prepare_device(choose_device(config.device))
-    env = VectorEnv(tasks.make(config.task), 2 * config.evaluation_worlds, device=device, threads=config.threads)
+    device, task = prepare_device(choose_device(config.device)), tasks.make(config.task)
+    env = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=config.threads)
     policy = GorlPolicy.from_config(config, env.observation_size, env.action_size).to(device)
     policy.load_state_dict(saved["policy"])
     policy.generative = saved["generative"]
-    summary = Evaluator(env, policy, EVALUATION_SEED)().summary()
-    print(f"{config.task}, {saved['steps']:,} steps, {path}, {config.evaluation_worlds} episodes each:")
+    with blaming(task):
+        summary = Evaluator(env, policy, EVALUATION_SEED)().summary()
+    print(f"{config.task_name}, {saved['steps']:,} steps, {path}, {config.evaluation_worlds} episodes each:")
     for kind in ("deterministic", "stochastic"):
         mean, std, p10 = (summary[f"{kind}_{what}"] for what in ("mean", "std", "p10"))
         print(f"  {kind:<14} return {mean:8.2f}  standard deviation {std:7.2f}  10th percentile {p10:8.2f}")

@@ -86,7 +86,7 @@ class Storage:
 class Config:
     """All settings of a run."""
 
-    task: str = _setting("", "what to train; `python -m tasks` lists them")
+    task: str = _setting("", "what to train; `python -m tasks` lists them; or FILE.py:CLASS")
     num_envs: int = _setting(4096, "worlds that are learnt from", low=1)
     total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
     seed: int = _setting(0, "of every random number", low=0, high=2**63 - 1)
@@ -105,6 +105,11 @@ class Config:
     stages: Stages = field(default_factory=Stages)
     refit: Refit = field(default_factory=Refit)
     storage: Storage = field(default_factory=Storage)
+
+    @property
+    def task_name(self) -> str:
+        """The task in one word: of FILE.py:CLASS the class."""
+        return self.task.rpartition(":")[2]
 
 
 # What a person waits for on a CPU: minutes instead of a hundred million steps.
