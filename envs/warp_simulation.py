@@ -13,6 +13,7 @@ import torch
 import warp as wp
 
 from envs.simulation import STATE_FIELDS, Simulation, SimulationError
+from envs.user_code import summary
 from gorl_robotics.errors import InputError
 
 _CAPACITY = {
@@ -73,7 +74,7 @@ class WarpSimulation(Simulation):
         nconmax: int | None = None,
         njmax: int | None = None,
     ) -> None:
-        wp.config.quiet = True
+        wp.config.log_level = wp.LOG_WARNING  # or every module that is loaded prints a line
         wp.init()
         if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
             raise InputError(
@@ -82,7 +83,7 @@ class WarpSimulation(Simulation):
             )
         self._stream_device = device
         with self._on_stream():
-            self._model = mjw.put_model(model)
+            self._model = _put(model)
             # A conditional graph asks after each solver iteration whether any world needs another one: dearer than a
             # few iterations are.
             self._model.opt.graph_conditional = model.opt.iterations > _FEW_ITERATIONS
@@ -198,6 +199,13 @@ class WarpSimulation(Simulation):
         else:
             with wp.ScopedDevice("cpu"):
                 yield
+
+
+def _put(model: mujoco.MjModel) -> Any:
+    try:
+        return mjw.put_model(model)
+    except (NotImplementedError, ValueError) as error:
+        raise InputError(f"MuJoCo Warp cannot simulate the model: {summary(error)}") from error
 
 
 class _Replay:
