@@ -289,14 +289,13 @@ def _resume(given: dict[str, Any]) -> None:
 
 def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) -> None:
     title = f"{config.task_name} · GoRL · seed {config.seed} · {folder}"
-    with Display(title, config.total_steps, len(config.stages.fractions)) as display:
-        with blaming(tasks.make(config.task)):
-            try:
-                trainer = Trainer(config, folder, display, saved)
-            except BaseException:
-                run_folder.discard(folder)
-                raise
-            trainer.train()
+    with blaming(tasks.make(config.task)), Display(title, config.total_steps, len(config.stages.fractions)) as display:
+        try:
+            trainer = Trainer(config, folder, display, saved)
+        except BaseException:
+            run_folder.discard(folder)
+            raise
+        trainer.train()
 
 
 def _test(given: dict[str, Any]) -> None:
