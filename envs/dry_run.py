@@ -16,6 +16,11 @@ from envs.task import InitialState, State, Task
 from envs.user_code import calling, fault
 
 WORLDS = 2
+_DIVERGED = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
 
 
 @dataclass(frozen=True)
@@ -50,26 +55,27 @@ class RecordingFields(Fields):
         self._data = data
         self.read: dict[str, None] = {}
 
-    def place(self, start: InitialState, settle_steps: int) -> None:
-        """Puts every world at its start, settled."""
+    def place(self, start: InitialState, settle_steps: int) -> bool:
+        """Puts every world at its start, settled; whether that ends well, see `advance`."""
         poses = {"qpos": start.qpos, "qvel": start.qvel, "mocap_pos": start.mocap_pos, "mocap_quat": start.mocap_quat}
         for i, world in enumerate(self._data):
             for name, values in poses.items():
                 if values is not None:
                     getattr(world, name)[:] = values[i].detach().numpy()
-        self.advance(settle_steps)
+        return self.advance(settle_steps)
 
-    def advance(self, physics_steps: int) -> None:
-        """Steps every world with zero control and derives its quantities anew."""
+    def advance(self, physics_steps: int) -> bool:
+        """Steps every world with zero control and derives its quantities anew; False if one diverged and was reset."""
         for world in self._data:
             mujoco.mj_step(self.model, world, physics_steps)
             mujoco.mj_forward(self.model, world)
         self._tensors.clear()
+        return not any(world.warning[kind].number for world in self._data for kind in _DIVERGED)
 
     def changed(self) -> list[str]:
         """Fields that have been written to since the last step."""
         same = {name: _rows(self.model, self._data, name) for name in self._tensors}
-        return [name for name, value in self._tensors.items() if not torch.equal(value, same[name])]
+        return [name for name, value in self._tensors.items() if not _equal(value, same[name])]
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("_") or name == "read":
@@ -109,11 +115,17 @@ def dry_run(task: Task, model: mujoco.MjModel) -> Layout:
     sim, random = RecordingFields(model), RecordingDraws()
     start = _call(task, "initial_state", sim, random)
     state = _started(task, model, start)
-    sim.place(start, task.settle_steps)
+    stable = sim.place(start, task.settle_steps)
     sim.read.clear()
     observation = _terms(task, "observe", _call(task, "observe", sim, state))
     privileged = _terms(task, "privileged", _call(task, "privileged", sim, state))
-    sim.advance(task.timing.physics_steps)
+    if not (sim.advance(task.timing.physics_steps) and stable):
+        raise fault(
+            task,
+            "model",
+            f"the simulation diverges within a control step of its start; shorten timing.physics (now "
+            f"{task.timing.physics} s), or add damping or armature to the joints",
+        )
     action = torch.zeros(WORLDS, model.nu, dtype=torch.float64)
     reward = _call(task, "reward", sim, state, action)
     _shaped(task, "reward", "the reward", reward, ())

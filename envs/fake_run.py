@@ -79,7 +79,8 @@ def fake_run(task: Task, model: mujoco.MjModel, layout: Layout) -> FakeRun:
             found = list(_compared(method, result, _expected(model, layout)))
             returned += found
             wrong = [_difference(item) for item in found if _differs(item)]
-            kept = [name for name, value in vars(task).items() if isinstance(value, Tensor) and name not in before]
+            now = {name: value for name, value in vars(task).items() if isinstance(value, Tensor)}
+            kept = [name for name, value in now.items() if value is not before.get(name)]
             wrong += [f"keeps a tensor in self.{name}; what a task remembers belongs in its state" for name in kept]
             faults += [f"{defined_at(type(task), method)}: {task.name}.{method}: {text}" for text in wrong]
     return FakeRun(tuple(returned), tuple(faults))

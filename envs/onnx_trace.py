@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import mujoco
 import torch
@@ -71,11 +72,11 @@ def _apart(expected: Tensor, got: Tensor) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's warnings and log lines tell of its own workings."""
+    """The exporter's warnings, log lines and printed graphs tell of its own workings."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

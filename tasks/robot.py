@@ -177,7 +177,8 @@ class Robot:
         size = sum(b - a for a, b in runs)
         if size == (self.model.nq, self.model.nv)[which]:
             expression = f"sim.{field}"
-        names = ", ".join(self._joint(i) for i in range(self.model.njnt) if self.model.jnt_type[i] == kind)
+        joints = [i for i in range(self.model.njnt) if self.model.jnt_type[i] == kind]
+        names = ", ".join(self._joint(i) for i in joints if not (which == 0 and self._drifts(i)))
         yield Term(name, expression, size, unit, names if len(names) < 60 else "")
 
     def _sensors(self) -> Iterator[Term]:
@@ -194,7 +195,7 @@ class Robot:
         found: list[int] = []
         starts = (self.model.jnt_qposadr, self.model.jnt_dofadr)[which]
         for i in range(self.model.njnt):
-            if self.model.jnt_type[i] == kind:
+            if self.model.jnt_type[i] == kind and not (which == 0 and self._drifts(i)):
                 found += range(int(starts[i]), int(starts[i]) + _WIDTHS[kind][which])
         return found
 
@@ -203,6 +204,12 @@ class Robot:
         model, kind = self.model, self.model.jnt_type[i]
         grounded = model.body_parentid[model.jnt_bodyid[i]] == 0
         return bool(kind == _FREE or (kind == _SLIDE and grounded and abs(model.jnt_axis[i, 2]) > 0.5))
+
+    def _drifts(self, i: int) -> bool:
+        """Whether a slide moves a planar robot along the ground; like a free root's x and y that is not observed."""
+        model = self.model
+        own = [j for j in range(model.njnt) if model.jnt_bodyid[j] == model.jnt_bodyid[i]]
+        return bool(model.jnt_type[i] == _SLIDE and not self._lifts(i) and any(self._lifts(j) for j in own))
 
     def _joint(self, i: int) -> str:
         return self._name(mujoco.mjtObj.mjOBJ_JOINT, i) or f"number {i}"
