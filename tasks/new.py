@@ -194,4 +194,9 @@ def _table(terms: list[Term]) -> str:
 
 def _term(term: Term) -> str:
     comment = f"  # {term.comment}" if term.comment else ""
-    return f'            "{term.name}": {term.expression},{comment}'
+    line = f'            "{term.name}": {term.expression},{comment}'
+    if len(line) <= 120 or len(term.pieces) == 1:
+        return line
+    pieces = "".join(f"                    {piece},\n" for piece in term.pieces)
+    start = f'            "{term.name}": torch.cat(\n                [\n{pieces}                ],'
+    return f"{start}\n                dim=1,\n            ),{comment}"

@@ -60,13 +60,18 @@ _OBSERVED_ALREADY = {"JOINTPOS", "JOINTVEL"}
 
 @dataclass(frozen=True)
 class Term:
-    """A term of an observation: its name, how a task computes it, its size and unit."""
+    """A term of an observation: its name, the columns it is made of as a task writes them, its size and unit."""
 
     name: str
-    expression: str
+    pieces: tuple[str, ...]
     size: int
     unit: str
     comment: str = ""
+
+    @property
+    def expression(self) -> str:
+        """How a task computes it."""
+        return self.pieces[0] if len(self.pieces) == 1 else f"torch.cat([{', '.join(self.pieces)}], dim=1)"
 
 
 class Robot:
@@ -112,7 +117,7 @@ class Robot:
 
     def terms(self) -> list[Term]:
         """An observation: joints, roots without their place on the floor, velocities, activations, sensors."""
-        activation = [Term("activation", "sim.act", int(self.model.na), "1")] if self.model.na else []
+        activation = [Term("activation", ("sim.act",), int(self.model.na), "1")] if self.model.na else []
         named: dict[str, Term] = {}
         for term in (*self._positions(), *self._velocities(), *activation, *self._sensors()):
             name = f"{term.name}_sensor" if term.name in named else term.name
@@ -148,11 +153,11 @@ class Robot:
             start, name = int(self.model.jnt_qposadr[i]), _root(count)
             if count == 0:
                 comment = "x and y are left out: the policy shall not depend on where it is"
-                yield Term(f"{name}_height", f"sim.qpos[:, {_slice(start + 2, start + 3)}]", 1, "m", comment)
+                yield Term(f"{name}_height", (f"sim.qpos[:, {_slice(start + 2, start + 3)}]",), 1, "m", comment)
             else:
-                yield Term(f"{name}_position", f"sim.qpos[:, {_slice(start, start + 3)}]", 3, "m", self._joint(i))
+                yield Term(f"{name}_position", (f"sim.qpos[:, {_slice(start, start + 3)}]",), 3, "m", self._joint(i))
             columns = _slice(start + 3, start + 7)
-            yield Term(f"{name}_orientation", f"sim.qpos[:, {columns}]", 4, "1", "quaternion w, x, y, z")
+            yield Term(f"{name}_orientation", (f"sim.qpos[:, {columns}]",), 4, "1", "quaternion w, x, y, z")
         for kind, word, unit in ((_BALL, "balls", "1"), (_SLIDE, "slides", "m"), (_HINGE, "hinges", "rad")):
             yield from self._joined(kind, 0, word, unit)
 
@@ -160,9 +165,11 @@ class Robot:
         roots = [i for i in range(self.model.njnt) if self.model.jnt_type[i] == _FREE]
         for count, i in enumerate(roots):
             start, name = int(self.model.jnt_dofadr[i]), _root(count)
-            yield Term(f"{name}_velocity", f"sim.qvel[:, {_slice(start, start + 3)}]", 3, "m/s", "in the world's frame")
+            yield Term(
+                f"{name}_velocity", (f"sim.qvel[:, {_slice(start, start + 3)}]",), 3, "m/s", "in the world's frame"
+            )
             columns = _slice(start + 3, start + 6)
-            yield Term(f"{name}_turning", f"sim.qvel[:, {columns}]", 3, "rad/s", "in the body's own frame")
+            yield Term(f"{name}_turning", (f"sim.qvel[:, {columns}]",), 3, "rad/s", "in the body's own frame")
         for kind, word, unit in ((_BALL, "ball", "rad/s"), (_SLIDE, "slide", "m/s"), (_HINGE, "hinge", "rad/s")):
             yield from self._joined(kind, 1, f"{word}_velocities", unit)
 
@@ -172,14 +179,13 @@ class Robot:
         if not runs:
             return
         field = ("qpos", "qvel")[which]
-        pieces = [f"sim.{field}[:, {_slice(*run)}]" for run in runs]
-        expression = pieces[0] if len(pieces) == 1 else f"torch.cat([{', '.join(pieces)}], dim=1)"
+        pieces = tuple(f"sim.{field}[:, {_slice(*run)}]" for run in runs)
         size = sum(b - a for a, b in runs)
         if size == (self.model.nq, self.model.nv)[which]:
-            expression = f"sim.{field}"
+            pieces = (f"sim.{field}",)
         joints = [i for i in range(self.model.njnt) if self.model.jnt_type[i] == kind]
         names = ", ".join(self._joint(i) for i in joints if not (which == 0 and self._drifts(i)))
-        yield Term(name, expression, size, unit, names if len(names) < 60 else "")
+        yield Term(name, pieces, size, unit, names if len(names) < 60 else "")
 
     def _sensors(self) -> Iterator[Term]:
         for i in range(self.model.nsensor):
@@ -189,7 +195,9 @@ class Robot:
             start, size = int(self.model.sensor_adr[i]), int(self.model.sensor_dim[i])
             name = self._name(mujoco.mjtObj.mjOBJ_SENSOR, i)
             columns = f"sim.sensor({json.dumps(name)})" if name else _slice(start, start + size)
-            yield Term(self._sensor(i), f"sim.sensordata[:, {columns}]", size, _SENSOR_UNITS.get(kind, "see the model"))
+            yield Term(
+                self._sensor(i), (f"sim.sensordata[:, {columns}]",), size, _SENSOR_UNITS.get(kind, "see the model")
+            )
 
     def _columns(self, kind: int, which: int) -> list[int]:
         found: list[int] = []
