@@ -19,7 +19,7 @@ from envs.onnx_trace import trace
 from envs.random_play import TOLERANCE, agreement, measure_peaks
 from envs.rehearsal import masked_reset, play, separate_worlds
 from envs.task import Task
-from envs.user_code import fault, raised_at, summary
+from envs.user_code import defined_at, fault, raised_at, summary
 from envs.vector_env import VectorEnv
 from gorl_robotics.errors import InputError, unknown
 
@@ -152,7 +152,7 @@ def _capacity(subject: Subject) -> str:
     found = f"at most {peaks.contacts} contacts and {peaks.rows} constraint rows in a world"
     advice = f"nconmax, njmax = {nconmax}, {njmax}"
     if task.njmax is not None and task.njmax < peaks.rows:
-        raise InputError(f"{_where(subject)}: {found}, but njmax is {task.njmax}; set {advice}")
+        raise InputError(f"{defined_at(type(task), '')}: {task.name}: {found}, but njmax is {task.njmax}; set {advice}")
     for own, peak in ((task.nconmax, peaks.contacts), (task.njmax, peaks.rows)):
         if own is not None and own < _ROOM * peak:
             raise Caution(f"{found}, which leaves little room in {task.nconmax}, {task.njmax}; set {advice}")
@@ -204,10 +204,6 @@ def _cuda(subject: Subject) -> str:
         graph.replay()
         speed = play(env, STEPS)
     return f"the environment step is captured; {speed:,.0f} control steps/s in {env.num_worlds} worlds, uncaptured"
-
-
-def _where(subject: Subject) -> str:
-    return f"{raised_at(type(subject.task), Exception()) or subject.task.name}"
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {

@@ -56,6 +56,7 @@ def test_every_failure_is_a_line_and_the_other_checks_are_run(tmp_path: Path, mo
     assert graph.startswith("error: my_robot.py:29: MyRobot.terminated: looks at a value")
     assert worlds.startswith("error: my_robot.py:23: MyRobot.reward: a world's numbers depend on the other worlds")
     assert onnx.startswith("error: my_robot.py:29: MyRobot: torch cannot trace it to ONNX")
+    assert capacity.startswith("error: my_robot.py:6: MyRobot: at most ")
     assert "but njmax is 3; set nconmax, njmax = " in capacity
     assert ended.out.count("failed") == 4
     assert "not asked in this test" in ended.out
