@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 import tasks
+from envs.user_code import blaming
 from envs.vector_env import VectorEnv
 from gorl_robotics import checkpoint, distributed, methods, run_folder
 from gorl_robotics.config import CPU_DEFAULTS, Config, check_budget, help_text, parse_arguments, resolve, to_yaml
@@ -285,6 +286,8 @@ def main() -> None:
         print(help_text({"cpu": CPU_DEFAULTS, **{name: kind.defaults for name, kind in methods.METHODS.items()}}))
         return
     given = parse_arguments(arguments)
+    if given.get("task"):
+        given["task"] = tasks.absolute(given["task"])  # what a run folder remembers must hold in any folder
     with distributed.processes():
         if given.get("test"):
             if distributed.is_main():
@@ -320,11 +323,12 @@ def _resume(given: dict[str, Any]) -> None:
 
 
 def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) -> None:
-    title = f"{config.task} · {config.method} · seed {config.seed} · {folder}"
+    title = f"{config.task_name} · {config.method} · seed {config.seed} · {folder}"
     if distributed.size() > 1:
         title += f" · {distributed.size()} processes"
     console = None if distributed.is_main() else Console(quiet=True, force_interactive=False)
-    with Display(title, config.total_steps, len(config.stages.fractions), console) as display:
+    display = Display(title, config.total_steps, len(config.stages.fractions), console)
+    with blaming(tasks.make(config.task)), display:
         try:
             trainer = Trainer(config, folder, display, saved)
         except BaseException:
@@ -336,14 +340,14 @@ def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) ->
 def _test(given: dict[str, Any]) -> None:
     """Evaluates a trained policy, without noise and with it, and prints the returns."""
     path, saved, config = run_folder.reopen(given, "checkpoint")
-    device = prepare_device(choose_device(config.device))
-    worlds, threads = 2 * config.evaluation_worlds, config.threads
-    env = VectorEnv(tasks.make(config.task), worlds, device=device, threads=threads, noise=False)
+    device, task = prepare_device(choose_device(config.device)), tasks.make(config.task)
+    env = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=config.threads, noise=False)
     policy = methods.make(config, env.observation_size, env.action_size).to(device)
     policy.load_state_dict(saved["policy"])
     policy.generative = saved["generative"]
-    summary = Evaluator(env, policy, EVALUATION_SEED)().summary()
-    print(f"{config.task}, {saved['steps']:,} steps, {path}, {config.evaluation_worlds} episodes each:")
+    with blaming(task):
+        summary = Evaluator(env, policy, EVALUATION_SEED)().summary()
+    print(f"{config.task_name}, {saved['steps']:,} steps, {path}, {config.evaluation_worlds} episodes each:")
     for kind in ("deterministic", "stochastic"):
         mean, std, p10 = (summary[f"{kind}_{what}"] for what in ("mean", "std", "p10"))
         print(f"  {kind:<14} return {mean:8.2f}  standard deviation {std:7.2f}  10th percentile {p10:8.2f}")

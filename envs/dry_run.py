@@ -1,9 +1,10 @@
-"""One pass through a task's methods on two worlds: which fields it reads, what shapes it returns, and is that right?"""
+"""One pass through a task's methods on two worlds: which fields it reads, what it returns, and is that right?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -12,10 +13,15 @@ from torch import Tensor
 
 from envs.fields import Fields, check_computed, field_shape
 from envs.randomisation import check_noise, check_parameters
-from envs.task import State, Task
-from gorl_robotics.errors import InputError
+from envs.task import InitialState, State, Task
+from envs.user_code import calling, fault
 
 WORLDS = 2
+_DIVERGED = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
 
 
 @dataclass(frozen=True)
@@ -41,21 +47,44 @@ class Layout:
 
 
 class RecordingFields(Fields):
-    """Fields of one model at its default pose that remember which of them were read."""
+    """Fields of one model, at its default pose at first, that remember which of them were read."""
 
     def __init__(self, model: mujoco.MjModel, num_worlds: int = WORLDS) -> None:
-        data = mujoco.MjData(model)
-        mujoco.mj_forward(model, data)
-        super().__init__(model, {"qpos": _row(model, data, "qpos", num_worlds)}, num_worlds)
+        data = [mujoco.MjData(model) for _ in range(num_worlds)]
+        for world in data:
+            mujoco.mj_forward(model, world)
+        super().__init__(model, {"qpos": _rows(model, data, "qpos")}, num_worlds)
         self._data = data
         self.read: dict[str, None] = {}
+
+    def place(self, start: InitialState, settle_steps: int) -> bool:
+        """Puts every world at its start, settled; whether that ends well, see `advance`."""
+        poses = {"qpos": start.qpos, "qvel": start.qvel, "mocap_pos": start.mocap_pos, "mocap_quat": start.mocap_quat}
+        for i, world in enumerate(self._data):
+            for name, values in poses.items():
+                if values is not None:
+                    getattr(world, name)[:] = values[i].detach().numpy()
+        return self.advance(settle_steps)
+
+    def advance(self, physics_steps: int) -> bool:
+        """Steps every world with zero control and derives its quantities anew; False if one diverged and was reset."""
+        for world in self._data:
+            mujoco.mj_step(self.model, world, physics_steps)
+            mujoco.mj_forward(self.model, world)
+        self._tensors.clear()
+        return not any(world.warning[kind].number for world in self._data for kind in _DIVERGED)
+
+    def changed(self) -> list[str]:
+        """Fields that have been written to since the last step."""
+        same = {name: _rows(self.model, self._data, name) for name in self._tensors}
+        return [name for name, value in self._tensors.items() if not _equal(value, same[name])]
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("_") or name == "read":
             raise AttributeError(name)
         if name not in self._tensors:
             check_computed(self.model, name)
-            self._tensors[name] = _row(self.model, self._data, name, self.num_worlds)
+            self._tensors[name] = _rows(self.model, self._data, name)
         self.read[name] = None
         return self._tensors[name]
 
@@ -80,35 +109,40 @@ class RecordingDraws:
 
 
 def dry_run(task: Task, model: mujoco.MjModel) -> Layout:
-    """Runs every method of `task` once and checks what it returns.
+    """Runs every method of `task` in its own first starts and a control step later, and checks what it returns.
 
     Raises:
-        InputError: a method names something the model lacks, or returns a wrong shape; the line names the method.
+        InputError: a method raises, names something the model lacks, writes to what it is given, or returns a wrong
+            shape or numbers that are not finite; the line begins with file and line and names the method.
     """
     sim, random = RecordingFields(model), RecordingDraws()
-    start = task.initial_state(sim, random)
-    _shaped(task, "initial_state", "qpos", start.qpos, (model.nq,))
-    _shaped(task, "initial_state", "qvel", start.qvel, (model.nv,))
-    for name, pose, size in (("mocap_pos", start.mocap_pos, 3), ("mocap_quat", start.mocap_quat, 4)):
-        if pose is not None:
-            _shaped(task, "initial_state", name, pose, (model.nmocap, size))
-    state = start.state
-    for name, value in state.items():
-        _shaped(task, "initial_state", f"state {name!r}", value, tuple(value.shape[1:]))
-    told = check_parameters(task, sim, random)
+    start = _call(task, "initial_state", sim, random)
+    state = _started(task, model, start)
+    with calling(task, "parameters"):
+        told = check_parameters(task, sim, random)
+    stable = sim.place(start, task.settle_steps)
     sim.read.clear()
-    observation = _terms(task, "observe", task.observe(sim, state))
-    privileged = _terms(task, "privileged", task.privileged(sim, state))
+    observation = _terms(task, "observe", _call(task, "observe", sim, state))
+    privileged = _terms(task, "privileged", _call(task, "privileged", sim, state))
+    if not (sim.advance(task.timing.physics_steps) and stable):
+        raise fault(
+            task,
+            "model",
+            f"the simulation diverges within a control step of its start; shorten timing.physics (now "
+            f"{task.timing.physics} s), or add damping or armature to the joints",
+        )
     action = torch.zeros(WORLDS, model.nu, dtype=torch.float64)
-    _shaped(task, "reward", "the reward", task.reward(sim, state, action), ())
-    ended = task.terminated(sim, state)
+    reward = _call(task, "reward", sim, state, action)
+    _shaped(task, "reward", "the reward", reward, ())
+    _finite(task, "reward", "the reward", reward)
+    ended = _call(task, "terminated", sim, state)
     _shaped(task, "terminated", "the flags", ended, ())
     if ended.dtype != torch.bool:
-        raise InputError(f"{task.name}.terminated: expected a bool tensor, got {ended.dtype}")
+        raise fault(task, "terminated", f"expected a bool tensor, got {ended.dtype}")
     random.drawn.clear()
-    _same_state(task, state, task.update(sim, dict(state), random))
+    _same_state(task, state, _call(task, "update", sim, state, random))
     if not observation:
-        raise InputError(f"{task.name}.observe: returned no terms")
+        raise fault(task, "observe", "returned no terms")
     check_noise(task, observation)
     return Layout(
         fields=tuple(sim.read),
@@ -125,32 +159,98 @@ def concatenate(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([term.float() for term in terms.values()], dim=1)
 
 
-def _row(model: mujoco.MjModel, data: mujoco.MjData, name: str, num_worlds: int) -> Tensor:
+def _rows(model: mujoco.MjModel, data: Sequence[mujoco.MjData], name: str) -> Tensor:
     shape = field_shape(model, name)
-    array = np.asarray(getattr(data, name), dtype=np.float64).reshape(shape)
-    return torch.from_numpy(np.repeat(array[None], num_worlds, axis=0))
+    rows = [np.asarray(getattr(world, name), dtype=np.float64).reshape(shape) for world in data]
+    return torch.from_numpy(np.stack(rows))
 
 
-def _shaped(task: Task, method: str, what: str, value: Tensor, shape: tuple[int, ...]) -> None:
+def _call(task: Task, method: str, sim: RecordingFields, *arguments: Any) -> Any:
+    """What a method returns, once it is known that it has left alone what it was given."""
+    given: dict[str, Tensor] = {}
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            given["the action"] = argument
+        elif isinstance(argument, dict):
+            given.update({f"state {name!r}": value for name, value in argument.items()})
+    before = {name: value.clone() for name, value in given.items()}
+    copies = [dict(value) if isinstance(value, dict) else value for value in arguments]
+    with calling(task, method):
+        result = getattr(task, method)(sim, *copies)
+    written = [f"sim.{name}" for name in sim.changed()]
+    written += [name for name, value in given.items() if not _equal(value, before[name])]
+    if written:
+        raise fault(task, method, f"writes to {', '.join(written)} in place; work on a copy, for example .clone()")
+    return result
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num()) if one.is_floating_point() else torch.equal(one, other)
+
+
+def _started(task: Task, model: mujoco.MjModel, start: Any) -> State:
+    """The state of a start that has been checked."""
+    method = "initial_state"
+    if not isinstance(start, InitialState):
+        raise fault(task, method, f"returned {_kind(start)}, expected InitialState(qpos, qvel)")
+    poses: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("qpos", start.qpos, (model.nq,)),
+        ("qvel", start.qvel, (model.nv,)),
+    ]
+    poses += [
+        (name, pose, (model.nmocap, size))
+        for name, pose, size in (("mocap_pos", start.mocap_pos, 3), ("mocap_quat", start.mocap_quat, 4))
+        if pose is not None
+    ]
+    for name, pose, shape in poses:
+        _shaped(task, method, name, pose, shape)
+        _finite(task, method, name, pose)
+    for name, value in _named(task, method, start.state).items():
+        _shaped(task, method, f"state {name!r}", value, tuple(getattr(value, "shape", ()))[1:])
+    return start.state
+
+
+def _shaped(task: Task, method: str, what: str, value: Any, shape: tuple[int, ...]) -> None:
     expected = (WORLDS, *shape)
+    if not isinstance(value, Tensor):
+        raise fault(task, method, f"{what} is {_kind(value)}, expected a tensor of shape {expected}")
     if tuple(value.shape) != expected:
-        raise InputError(
-            f"{task.name}.{method}: {what} has shape {tuple(value.shape)} for {WORLDS} worlds, expected {expected}"
+        raise fault(task, method, f"{what} has shape {tuple(value.shape)} for {WORLDS} worlds, expected {expected}")
+
+
+def _finite(task: Task, method: str, what: str, value: Tensor) -> None:
+    wrong = (~value.isfinite()).nonzero()
+    if len(wrong):
+        number = float(value[tuple(wrong[0])])
+        raise fault(
+            task, method, f"{what} is {number} in world {int(wrong[0, 0])} of the dry run; expected finite numbers"
         )
 
 
-def _terms(task: Task, method: str, terms: dict[str, Tensor]) -> dict[str, int]:
-    for name, value in terms.items():
+def _terms(task: Task, method: str, terms: Any) -> dict[str, int]:
+    for name, value in _named(task, method, terms).items():
+        if not isinstance(value, Tensor):
+            raise fault(task, method, f"term {name!r} is {_kind(value)}, expected a tensor of shape ({WORLDS}, size)")
         if value.ndim != 2 or value.shape[0] != WORLDS:
-            raise InputError(
-                f"{task.name}.{method}: term {name!r} has shape {tuple(value.shape)} for {WORLDS} worlds, "
-                f"expected ({WORLDS}, size)"
-            )
+            shape = tuple(value.shape)
+            raise fault(task, method, f"term {name!r} has shape {shape} for {WORLDS} worlds, expected ({WORLDS}, size)")
+        _finite(task, method, f"term {name!r}", value)
     return {name: value.shape[1] for name, value in terms.items()}
 
 
-def _same_state(task: Task, before: State, after: State) -> None:
+def _named(task: Task, method: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise fault(task, method, f"returned {_kind(values)}, expected a dict of tensors by name")
+    return values
+
+
+def _same_state(task: Task, before: State, after: Any) -> None:
+    _named(task, "update", after)
     if set(before) != set(after):
-        raise InputError(f"{task.name}.update: returned state {sorted(after)}, but initial_state gave {sorted(before)}")
+        raise fault(task, "update", f"returned state {sorted(after)}, but initial_state gave {sorted(before)}")
     for name, value in before.items():
         _shaped(task, "update", f"state {name!r}", after[name], tuple(value.shape[1:]))
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ class NativeSimulation(Simulation):
         threads: int = 0,
         randomised: Sequence[str] = (),
     ) -> None:
+        model = copy.copy(model)  # the caller's stays as it is; MuJoCo Warp refuses the flag set here
         # A world that diverges must stay visible until the environment has counted it and reset it.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         threads = min(threads or len(os.sched_getaffinity(0)), num_worlds)
@@ -71,6 +73,10 @@ class NativeSimulation(Simulation):
         """See Simulation.reset; worlds outside the mask keep all they had, touch of the last step included."""
         self.place(mask, qpos, qvel, mocap_pos, mocap_quat)
         self._batch.forward(mask.numpy())
+
+    def constraint_counts(self) -> tuple[Tensor, Tensor]:
+        """Contacts and constraint rows of every world at present, each (N,)."""
+        return torch.from_numpy(self._batch.bind("ncon")), torch.from_numpy(self._batch.bind("nefc"))
 
     def check(self) -> None:
         """MuJoCo C grows its buffers by itself: nothing can overflow."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from envs.draws import Draws
 from envs.fields import Fields
+from envs.user_code import calling, defined_at, fault
 from gorl_robotics.errors import InputError
 
 State = dict[str, Tensor]
@@ -106,15 +107,28 @@ class Task(ABC):
         Raises:
             InputError: the model does not compile, has no actuators, or the time steps do not divide.
         """
-        control, physics = self.timing.control, self.timing.physics
+        control, physics = self._timing()
         if abs(control / physics - self.timing.physics_steps) > 1e-6 or self.timing.physics_steps < 1:
             raise InputError(f"{self.name}: control step {control} s is no multiple of physics step {physics} s")
-        spec = self.model()
+        with calling(self, "model"):
+            spec = self.model()
+        if not isinstance(spec, mujoco.MjSpec):
+            raise fault(self, "model", f"returned a {type(spec).__name__}, expected a mujoco.MjSpec, see assets.load")
         spec.option.timestep = self.timing.physics
+        where = f"{defined_at(type(self), 'model')}: {self.name}"
         try:
             model = spec.compile()
         except ValueError as error:
-            raise InputError(f"{self.name}: the model does not compile: {' '.join(str(error).split())}") from error
+            raise InputError(f"{where}: the model does not compile: {' '.join(str(error).split())}") from error
         if model.nu == 0:
-            raise InputError(f"{self.name}: the model has no actuators, so there is nothing to control")
+            raise InputError(f"{where}: the model has no actuators, so there is nothing to control")
         return model
+
+    def _timing(self) -> tuple[float, float]:
+        timing = getattr(self, "timing", None)
+        if not isinstance(timing, Timing):
+            expected = "timing = Timing(control=0.02, physics=0.005), in seconds"
+            raise InputError(f"{defined_at(type(self), '')}: {self.name} states no time steps; expected {expected}")
+        if not (timing.control > 0 and timing.physics > 0):
+            raise InputError(f"{self.name}: {timing}: expected positive durations in seconds")
+        return timing.control, timing.physics

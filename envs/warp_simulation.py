@@ -14,6 +14,7 @@ import warp as wp
 from torch import Tensor
 
 from envs.simulation import STATE_FIELDS, Simulation, SimulationError
+from envs.user_code import summary
 from gorl_robotics.errors import InputError
 
 _CAPACITY = {
@@ -93,7 +94,7 @@ class WarpSimulation(Simulation):
         njmax: int | None = None,
         randomised: Sequence[str] = (),
     ) -> None:
-        wp.config.quiet = True
+        wp.config.log_level = wp.LOG_WARNING  # or every module that is loaded prints a line
         wp.init()
         if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
             raise InputError(
@@ -103,7 +104,7 @@ class WarpSimulation(Simulation):
         self._stream_device = device
         with self._on_stream():
             own = (*randomised, *_DERIVED) if randomised else ()
-            self._model = mjw.put_model(model, batch_sizes=dict.fromkeys(own, num_worlds))
+            self._model = _put(model, dict.fromkeys(own, num_worlds))
             # A conditional graph asks after each solver iteration whether any world needs another one: dearer than a
             # few iterations are.
             self._model.opt.graph_conditional = model.opt.iterations > _FEW_ITERATIONS
@@ -235,6 +236,13 @@ class WarpSimulation(Simulation):
         else:
             with wp.ScopedDevice("cpu"):
                 yield
+
+
+def _put(model: mujoco.MjModel, batch_sizes: dict[str, int]) -> Any:
+    try:
+        return mjw.put_model(model, batch_sizes=batch_sizes)
+    except (NotImplementedError, ValueError) as error:
+        raise InputError(f"MuJoCo Warp cannot simulate the model: {summary(error)}") from error
 
 
 class _Replay:

@@ -107,7 +107,7 @@ class Storage:
 class Config:
     """All settings of a run."""
 
-    task: str = _setting("", "what to train; `python -m tasks` lists them")
+    task: str = _setting("", "what to train; `python -m tasks` lists them; or FILE.py:CLASS")
     method: str = _setting("gorl_flow", "how to train: gorl_flow, gorl_diffusion, gaussian, fpo or dppo")
     num_envs: int = _setting(4096, "worlds that are learnt from, in each process", low=1)
     total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
@@ -132,6 +132,11 @@ class Config:
     fpo: Fpo = field(default_factory=Fpo)
     dppo: Dppo = field(default_factory=Dppo)
     storage: Storage = field(default_factory=Storage)
+
+    @property
+    def task_name(self) -> str:
+        """The task in one word: of FILE.py:CLASS the class."""
+        return self.task.rpartition(":")[2]
 
 
 # What a person waits for on a CPU: minutes instead of a hundred million steps.

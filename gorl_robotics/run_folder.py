@@ -22,7 +22,7 @@ CHANGEABLE = ("device", "threads", "total_steps", "checkpoint_seconds", "evaluat
 def create(config: Config) -> Path:
     """Makes the folder of a new run and writes its configuration into it."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-s{config.seed}"
-    parent = Path(config.runs) / config.task
+    parent = Path(config.runs) / config.task_name
     parent.mkdir(parents=True, exist_ok=True)
     folder, count = parent / stem, 1
     while True:

@@ -375,7 +375,7 @@ def test_one_name_for_two_tasks_is_refused() -> None:
 
 def test_every_task_is_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    listing.main()
+    listing.show()
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert set(tasks.names()) <= {words[0] for words in lines if words}
     (hopper,) = (words for words in lines if words and words[0] == "HopperStand")
