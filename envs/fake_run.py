@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from envs.dry_run import Layout
 from envs.fields import FIELD_SHAPES, Fields, field_shape
-from envs.task import InitialState, Task
+from envs.task import InitialState, Parameters, Task
 from envs.user_code import defined_at, raised_at, summary
 from gorl_robotics.errors import InputError
 
@@ -68,6 +68,8 @@ def fake_run(task: Task, model: mujoco.MjModel, layout: Layout) -> FakeRun:
     with FakeTensorMode():
         given = _given(model, layout)
         for method in methods():
+            if method == "parameters" and not task.randomised:
+                continue
             function, before = getattr(task, method), dict(vars(task))
             try:
                 with _DeviceWorkOnly():
@@ -189,6 +191,7 @@ def _expected(model: mujoco.MjModel, layout: Layout) -> dict[tuple[str, str], tu
         **{("update", f"state {name}"): value for name, value in state.items()},
         **{("observe", name): ((size,), single) for name, size in layout.observation.items()},
         **{("privileged", name): ((size,), single) for name, size in layout.privileged.items()},
+        **{("parameters", name): ((size,), single) for name, size in layout.told.items()},
     }
 
 
@@ -203,6 +206,8 @@ def _tensors(method: str, result: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors in what a method returned, by name."""
     if isinstance(result, InitialState):
         named = {**vars(result), **{f"state {name}": value for name, value in result.state.items()}}
+    elif isinstance(result, Parameters):
+        named = {**result.fields, **result.told}
     elif isinstance(result, dict):
         named = {f"state {name}": value for name, value in result.items()} if method == "update" else result
     else:

@@ -19,7 +19,7 @@ from tasks.ant import Ant
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "your_robot.md").read_text()
 COMMANDS = re.findall(r"^    (python .*)$", GUIDE, re.MULTILINE)
-NOT_YET = ("python -m tasks check", "python -m tasks new")  # commands that are skipped here
+NOT_YET = ("python -m tasks new",)  # needs a model of the reader's own; tests/tasks/test_new.py runs it
 TINY = {"total_steps": 6 * running.SAMPLES, "evaluation_worlds": 10, "stages.fractions": "[0.5,0.5]"}
 
 
