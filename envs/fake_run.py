@@ -78,7 +78,7 @@ def fake_run(task: Task, model: mujoco.MjModel, layout: Layout) -> FakeRun:
                 where = raised_at(type(task), error) or defined_at(type(task), method)
                 faults.append(f"{where}: {task.name}.{method}: {_advice(error)}")
                 continue
-            found = list(_compared(method, result, _expected(model, layout)))
+            found = list(_compared(method, result, _expected(task, model, layout)))
             returned += found
             wrong = [_difference(item) for item in found if _differs(item)]
             now = {name: value for name, value in vars(task).items() if isinstance(value, Tensor)}
@@ -176,7 +176,9 @@ def _advice(error: Exception) -> str:
     return summary(error)
 
 
-def _expected(model: mujoco.MjModel, layout: Layout) -> dict[tuple[str, str], tuple[tuple[int, ...], torch.dtype]]:
+def _expected(
+    task: Task, model: mujoco.MjModel, layout: Layout
+) -> dict[tuple[str, str], tuple[tuple[int, ...], torch.dtype]]:
     """Shape of one world and type of what a method should return, by method and name."""
     single = torch.float32
     state = {name: (shape, _single(dtype)) for name, (shape, dtype) in layout.state.items()}
@@ -191,6 +193,7 @@ def _expected(model: mujoco.MjModel, layout: Layout) -> dict[tuple[str, str], tu
         **{("update", f"state {name}"): value for name, value in state.items()},
         **{("observe", name): ((size,), single) for name, size in layout.observation.items()},
         **{("privileged", name): ((size,), single) for name, size in layout.privileged.items()},
+        **{("parameters", name): (getattr(model, name).shape, single) for name in task.randomised},
         **{("parameters", name): ((size,), single) for name, size in layout.told.items()},
     }
 
