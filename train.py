@@ -283,7 +283,7 @@ def main() -> None:
     """The command line."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(help_text({"cpu": CPU_DEFAULTS, **{name: kind.defaults for name, kind in methods.METHODS.items()}}))
+        print(help_text({"cpu": CPU_DEFAULTS, **methods.layers()}))
         return
     given = parse_arguments(arguments)
     if given.get("task"):

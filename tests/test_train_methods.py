@@ -12,6 +12,7 @@ import pytest
 from running import SAMPLES, Ended, curve, evaluations, here, only_run, rows, same_policy, settings, signalled
 
 from gorl_robotics import methods, playback
+from gorl_robotics.config import config_values, from_yaml
 from gorl_robotics.storage import read_rollouts
 
 STAGE_ENDS = (4, 8)  # iterations
@@ -40,6 +41,9 @@ def test_a_run_leaves_its_curve_recordings_and_export(trained: tuple[str, Path, 
     learnt = [row for row in rows(folder) if row["loss/value"]]
     assert [int(row["iteration"]) for row in learnt] == list(range(1, STAGE_ENDS[-1] + 1))
     assert [int(row["iteration"]) for row in evaluations(folder)] == [0, *STAGE_ENDS]
+    values = config_values(from_yaml((folder / "config.yaml").read_text()))
+    for setting, value in kind.defaults.items():
+        assert values[setting] == value
     gaussian = name not in ("fpo", "dppo")
     for row in learnt:
         assert float(row["policy/kl"]) > -1e-3
@@ -106,4 +110,4 @@ def test_an_unknown_method_is_answered_with_the_nearest(tmp_path: Path) -> None:
 def test_help_shows_each_methods_own_settings(tmp_path: Path) -> None:
     out = here(["--help"], tmp_path).out
     assert re.search(r"ppo\.clip=0\.2 \(fpo 0\.05, dppo 0\.2\) ", out)
-    assert re.search(r"ppo\.target_kl=0\.01 \(fpo inf, dppo inf\) ", out)
+    assert re.search(r"ppo\.learning_rate=0\.001 \(fpo 0\.0003, dppo 0\.0003\) ", out)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from gorl_robotics.config import Config
 from gorl_robotics.errors import unknown
 from gorl_robotics.methods.dppo import Dppo
@@ -18,6 +21,11 @@ def find(name: str) -> type[Policy]:
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name]
+
+
+def layers() -> dict[str, Mapping[str, Any]]:
+    """Every method's own settings by its name."""
+    return {name: kind.defaults for name, kind in METHODS.items()}
 
 
 def make(config: Config, observation_size: int, action_size: int) -> Policy:

@@ -11,7 +11,7 @@ from fake_environment import TARGET, FakeEnvironment, small_config
 from torch import Tensor
 
 from gorl_robotics import methods
-from gorl_robotics.config import Config, resolve
+from gorl_robotics.config import config_values, resolve
 from gorl_robotics.errors import InputError
 from gorl_robotics.policy import Policy
 from gorl_robotics.ppo import METRICS, Learner
@@ -143,9 +143,9 @@ def test_gaussian_is_what_gorl_begins_with() -> None:
 
 
 def test_a_methods_own_settings_are_settings() -> None:
-    for kind in methods.METHODS.values():
-        config = resolve({}, kind.defaults)
-        assert isinstance(config, Config)
+    for layer in methods.layers().values():
+        values = config_values(resolve({}, layer))
+        assert {name: values[name] for name in layer} == layer
     assert resolve({"ppo.clip": 0.3}, methods.find("fpo").defaults).ppo.clip == 0.3
 
 
