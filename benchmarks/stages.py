@@ -192,7 +192,9 @@ class Bench:
         """One control step of the ceiling, and `step()` alone, of a simulation of its own."""
         env, device = self.env, self.device
         model = env.task.compile()
-        sim = make_simulation(env.task, model, worlds, env.layout.fields, device, self.config.threads)
+        sim = make_simulation(
+            env.task, model, worlds, env.layout.fields, device, self.config.threads, env.task.randomised
+        )
         start = env.starts.rows(torch.arange(worlds, device=device) % env.starts.size)
         low, high = (sim.tensor(bound.numpy()) for bound in action_range(model))
         generator = torch.Generator(device).manual_seed(0)

@@ -143,7 +143,6 @@ class Config:
 CPU_DEFAULTS: dict[str, Any] = {
     "num_envs": 256,
     "monitors": 16,
-    "practice": 0.0,
     "total_steps": 1_500_000,
     "evaluation_worlds": 64,
     "networks.critic": [128, 128, 128],

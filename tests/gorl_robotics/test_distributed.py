@@ -29,7 +29,8 @@ def two_processes(folder: Path, device: str, timeout: float) -> Found:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = str(Path(worker.__file__).resolve())
     root = Path(worker.__file__).resolve().parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     ended = subprocess.run(
         [*launch, script, str(folder), device], env=environment, capture_output=True, text=True, timeout=timeout
     )
