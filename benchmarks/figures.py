@@ -60,6 +60,11 @@ def draw_throughput(measurements: list[dict[str, Any]], path: Path) -> None:
                 worlds, rates = zip(*points, strict=True)
                 axes.plot(worlds, [rate / 1e6 for rate in rates], marker="o", markersize=4, label=label)
         axes.set(title=title, xlabel="worlds", ylabel="million control steps per second", xscale="log", yscale="log")
+        measured = sorted({row["num_envs"] for row in rows})
+        axes.set_xticks(measured, [f"{worlds:,}" for worlds in measured])
+        axes.xaxis.minorticks_off()
+        for choose in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            choose(lambda rate, _: f"{rate:g}")
     _legend(figure, panels)
     _save(figure, path)
 

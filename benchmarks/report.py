@@ -1,7 +1,7 @@
 """Draws the curves of learning runs and writes the table of their results, beside what is published.
 
 python -m benchmarks.report                                  # benchmarks/results/learning and …/throughput
-python -m benchmarks.report benchmarks/results/hopper_stand --figure docs/hopper_stand.png --table ""
+python -m benchmarks.report benchmarks/results/hopper_stand --figure former.png --table ""
 """
 
 from __future__ import annotations
