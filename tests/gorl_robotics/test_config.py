@@ -262,7 +262,13 @@ def test_help_has_one_line_for_each_setting() -> None:
 
 
 def test_a_stage_has_a_rollout_of_all_processes() -> None:
-    config = given("num_envs=4", "ppo.rollout_steps=10", "total_steps=400", "stages.fractions=[0.2,0.8]")
+    config = given(
+        "num_envs=4",
+        "ppo.rollout_steps=10",
+        "ppo.minibatches=4",
+        "total_steps=400",
+        "stages.fractions=[0.2,0.8]",
+    )
     check_budget(config, 2)
     with pytest.raises(InputError, match=r"at least 600, .*3 processes x num_envs x ppo.rollout_steps = 120"):
         check_budget(config, 3)
