@@ -33,7 +33,8 @@ def write(folder: Path, steps: range, resume_rows: int | None = None) -> None:
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(folder))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+    # Files of one second are read in the order of their names, in which the tenth comes before the ninth.
+    return sorted((event.step, event.value) for event in events.Scalars(tag))
 
 
 def test_the_first_row_fixes_the_columns(tmp_path: Path) -> None:
