@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.timing import BLOCKS, WARM_UP_CALLS, Timed, alternately, timed, wait
-from envs.vector_env import action_range, make_simulation
+from envs.controls import action_range
+from envs.engine import make_simulation
 from gorl_robotics.config import Config
 from gorl_robotics.display import Display
 from gorl_robotics.graphs import captured
