@@ -17,10 +17,12 @@ import torch
 from rich.console import Console
 
 from benchmarks.timing import BLOCKS, WARM_UP_CALLS, Timed, alternately, timed, wait
-from envs.vector_env import action_range, make_simulation
+from envs.controls import action_range
+from envs.engine import make_simulation
 from gorl_robotics.config import Config
 from gorl_robotics.display import Display
 from gorl_robotics.graphs import captured
+from gorl_robotics.recorder import Recorder
 from train import Trainer
 
 Numbers = dict[str, Any]
@@ -45,7 +47,7 @@ class Bench:
         self._refits = getattr(self.trainer.policy, "refits", True)
         self._iterations: dict[str, Timed] = {}
         self._refitted: Numbers = {}
-        self._recorder: Any = None
+        self._recorder: Recorder | None = None
 
     def physics(self) -> dict[str, Numbers]:
         """The ceiling: `step()` of the learning worlds alone, random controls, a masked reset each control step.
@@ -170,8 +172,8 @@ class Bench:
     def close(self) -> None:
         """Lets go of the files."""
         if self._recorder is not None:
-            self.trainer._close(self._recorder)
-        self.trainer.log.close()
+            self._recorder.close()
+        self.trainer.progress.close()
 
     def memory(self) -> dict[str, Numbers]:
         """Bytes on the GPU: what torch had at most, what Warp has, and what all processes have taken of the whole."""
@@ -228,7 +230,7 @@ class Bench:
         if kind not in self._iterations:
             if kind == "fitted":
                 self._refit_once()
-                recorder = self.trainer._recorder(FAR)
+                recorder = self._begin(FAR)
                 self._iterations[kind] = timed(lambda: self._learn(1, recorder), self.device)
             else:
                 self._iterations.update(self._record())
@@ -236,10 +238,10 @@ class Bench:
 
     def _record(self) -> dict[str, Timed]:
         """Fills a recording of the configured size, in blocks that take turns with as many that record nothing."""
-        trainer, wanted = self.trainer, math.ceil(self.config.refit.samples / self.samples)
-        self._learn(WARM_UP_CALLS, trainer._recorder(FAR))
-        self._recorder = trainer._recorder(trainer.steps + self.config.refit.samples)
-        recorders = {"plain": trainer._recorder(FAR), "recorded": self._recorder}
+        wanted = math.ceil(self.config.refit.samples / self.samples)
+        self._learn(WARM_UP_CALLS, self._begin(FAR))
+        self._recorder = self._begin(self.trainer.progress.steps + self.config.refit.samples)
+        recorders = {"plain": self._begin(FAR), "recorded": self._recorder}
         blocks: dict[str, list[float]] = {kind: [] for kind in recorders}
         count = min(BLOCKS, wanted)
         for block in range(count):
@@ -257,22 +259,25 @@ class Bench:
         if self._refits and not self._refitted:
             assert self._recorder is not None
             began = perf_counter()
-            self.trainer._refit(self._recorder)
+            self.trainer.refit(self._recorder)
             wait(self.device)
             seconds = perf_counter() - began
             samples = math.ceil(self.config.refit.samples / self.samples) * self.samples
             self._refitted = {"seconds": seconds, "samples": samples, "updates": self.config.refit.updates}
         return self._refitted
 
-    def _learn(self, iterations: int, recorder: Any) -> None:
-        self.trainer._learn(self.trainer.steps + iterations * self.samples, recorder)
+    def _learn(self, iterations: int, recorder: Recorder) -> None:
+        self.trainer.learn(self.trainer.progress.steps + iterations * self.samples, recorder)
+
+    def _begin(self, stage_end: int) -> Recorder:
+        return self.trainer.recordings.begin(self.trainer.progress.stage, stage_end)
 
     def _beside(self) -> tuple[float, float]:
         """Seconds of a frozen evaluation and of a checkpoint."""
         began = perf_counter()
         self.trainer.evaluator()
         evaluated = perf_counter()
-        self.trainer._save(None)
+        self.trainer.checkpointer.save(self.trainer.progress, None)
         return evaluated - began, perf_counter() - evaluated
 
     def _rate(self, result: Timed) -> Numbers:

@@ -10,9 +10,9 @@ from typing import Any
 
 import mujoco
 
+from envs.controls import action_range
 from envs.dry_run import Layout
 from envs.task import Task
-from envs.vector_env import action_range
 from gorl_robotics.errors import InputError
 
 _ASSETS = "assets"  # folder beside model.xml

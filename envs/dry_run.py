@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mujoco
-import numpy as np
 import torch
 from torch import Tensor
 
-from envs.fields import Fields, check_computed, field_shape
 from envs.randomisation import check_noise, check_parameters
+from envs.recording_fields import WORLDS, RecordingDraws, RecordingFields, equal
 from envs.task import InitialState, State, Task
 from envs.user_code import calling, fault
-
-WORLDS = 2
-_DIVERGED = (
-    mujoco.mjtWarning.mjWARN_BADQPOS,
-    mujoco.mjtWarning.mjWARN_BADQVEL,
-    mujoco.mjtWarning.mjWARN_BADQACC,
-)
 
 
 @dataclass(frozen=True)
@@ -44,68 +36,6 @@ class Layout:
     def critic_observation_size(self) -> int:
         """Width of what the critic sees: the observation, the privileged terms, what it is told of the parameters."""
         return self.observation_size + sum(self.privileged.values()) + sum(self.told.values())
-
-
-class RecordingFields(Fields):
-    """Fields of one model, at its default pose at first, that remember which of them were read."""
-
-    def __init__(self, model: mujoco.MjModel, num_worlds: int = WORLDS) -> None:
-        data = [mujoco.MjData(model) for _ in range(num_worlds)]
-        for world in data:
-            mujoco.mj_forward(model, world)
-        super().__init__(model, {"qpos": _rows(model, data, "qpos")}, num_worlds)
-        self._data = data
-        self.read: dict[str, None] = {}
-
-    def place(self, start: InitialState, settle_steps: int) -> bool:
-        """Puts every world at its start, settled; whether that ends well, see `advance`."""
-        poses = {"qpos": start.qpos, "qvel": start.qvel, "mocap_pos": start.mocap_pos, "mocap_quat": start.mocap_quat}
-        for i, world in enumerate(self._data):
-            for name, values in poses.items():
-                if values is not None:
-                    getattr(world, name)[:] = values[i].detach().numpy()
-        return self.advance(settle_steps)
-
-    def advance(self, physics_steps: int) -> bool:
-        """Steps every world with zero control and derives its quantities anew; False if one diverged and was reset."""
-        for world in self._data:
-            mujoco.mj_step(self.model, world, physics_steps)
-            mujoco.mj_forward(self.model, world)
-        self._tensors.clear()
-        return not any(world.warning[kind].number for world in self._data for kind in _DIVERGED)
-
-    def changed(self) -> list[str]:
-        """Fields that have been written to since the last step."""
-        same = {name: _rows(self.model, self._data, name) for name in self._tensors}
-        return [name for name, value in self._tensors.items() if not _equal(value, same[name])]
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_") or name == "read":
-            raise AttributeError(name)
-        if name not in self._tensors:
-            check_computed(self.model, name)
-            self._tensors[name] = _rows(self.model, self._data, name)
-        self.read[name] = None
-        return self._tensors[name]
-
-
-class RecordingDraws:
-    """Seeded draws that remember kind and size of each."""
-
-    def __init__(self, num_worlds: int = WORLDS) -> None:
-        self._generator = torch.Generator().manual_seed(0)
-        self._num_worlds = num_worlds
-        self.drawn: list[tuple[str, tuple[int, ...]]] = []
-
-    def uniform(self, *size: int) -> Tensor:
-        """Uniform numbers in [0, 1), shape (N, *size)."""
-        self.drawn.append(("uniform", size))
-        return torch.rand(self._num_worlds, *size, generator=self._generator, dtype=torch.float64)
-
-    def normal(self, *size: int) -> Tensor:
-        """Standard normal numbers, shape (N, *size)."""
-        self.drawn.append(("normal", size))
-        return torch.randn(self._num_worlds, *size, generator=self._generator, dtype=torch.float64)
 
 
 def dry_run(task: Task, model: mujoco.MjModel) -> Layout:
@@ -131,14 +61,7 @@ def dry_run(task: Task, model: mujoco.MjModel) -> Layout:
             f"the simulation diverges within a control step of its start; shorten timing.physics (now "
             f"{task.timing.physics} s), or add damping or armature to the joints",
         )
-    action = torch.zeros(WORLDS, model.nu, dtype=torch.float64)
-    reward = _call(task, "reward", sim, state, action)
-    _shaped(task, "reward", "the reward", reward, ())
-    _finite(task, "reward", "the reward", reward)
-    ended = _call(task, "terminated", sim, state)
-    _shaped(task, "terminated", "the flags", ended, ())
-    if ended.dtype != torch.bool:
-        raise fault(task, "terminated", f"expected a bool tensor, got {ended.dtype}")
+    _check_pay_and_end(task, sim, state)
     random.drawn.clear()
     _same_state(task, state, _call(task, "update", sim, state, random))
     if not observation:
@@ -159,10 +82,16 @@ def concatenate(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([term.float() for term in terms.values()], dim=1)
 
 
-def _rows(model: mujoco.MjModel, data: Sequence[mujoco.MjData], name: str) -> Tensor:
-    shape = field_shape(model, name)
-    rows = [np.asarray(getattr(world, name), dtype=np.float64).reshape(shape) for world in data]
-    return torch.from_numpy(np.stack(rows))
+def _check_pay_and_end(task: Task, sim: RecordingFields, state: State) -> None:
+    """Checks `reward` and `terminated` after an action of zeros."""
+    action = torch.zeros(WORLDS, sim.model.nu, dtype=torch.float64)
+    reward = _call(task, "reward", sim, state, action)
+    _shaped(task, "reward", "the reward", reward, ())
+    _finite(task, "reward", "the reward", reward)
+    ended = _call(task, "terminated", sim, state)
+    _shaped(task, "terminated", "the flags", ended, ())
+    if ended.dtype != torch.bool:
+        raise fault(task, "terminated", f"expected a bool tensor, got {ended.dtype}")
 
 
 def _call(task: Task, method: str, sim: RecordingFields, *arguments: Any) -> Any:
@@ -178,14 +107,10 @@ def _call(task: Task, method: str, sim: RecordingFields, *arguments: Any) -> Any
     with calling(task, method):
         result = getattr(task, method)(sim, *copies)
     written = [f"sim.{name}" for name in sim.changed()]
-    written += [name for name, value in given.items() if not _equal(value, before[name])]
+    written += [name for name, value in given.items() if not equal(value, before[name])]
     if written:
         raise fault(task, method, f"writes to {', '.join(written)} in place; work on a copy, for example .clone()")
     return result
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.nan_to_num(), other.nan_to_num()) if one.is_floating_point() else torch.equal(one, other)
 
 
 def _started(task: Task, model: mujoco.MjModel, start: Any) -> State:

@@ -66,7 +66,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     Args:
         task: the robot and what it shall do.
         num_envs: number of worlds.
-        device: decides the physics engine, see `envs.vector_env.make_simulation`; arrays are numpy's always.
+        device: decides the physics engine, see `envs.engine.make_simulation`; arrays are numpy's always.
     """
 
     def __init__(self, task: Task, num_envs: int, device: torch.device | str = "cpu") -> None:
@@ -119,7 +119,7 @@ class GymnasiumEnv(gymnasium.Env):
     Args:
         task: the robot and what it shall do.
         render_mode: `"rgb_array"` makes `render` return pictures; without a display set MUJOCO_GL=egl.
-        device: decides the physics engine, see `envs.vector_env.make_simulation`; arrays are numpy's always.
+        device: decides the physics engine, see `envs.engine.make_simulation`; arrays are numpy's always.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}

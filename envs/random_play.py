@@ -9,13 +9,13 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs.controls import action_range
 from envs.draws import BatchDraws
 from envs.dry_run import Layout
 from envs.native_simulation import NativeSimulation
 from envs.simulation import Simulation
 from envs.task import Task
 from envs.user_code import calling
-from envs.vector_env import action_range
 from gorl_robotics.errors import InputError
 
 # So many control steps every second world holds its action: jitter around zero would hardly move a heavy robot.

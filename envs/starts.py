@@ -31,6 +31,13 @@ class Start:
     observation: Tensor
     critic_observation: Tensor  # without what a world's own parameters tell
 
+    def named(self) -> dict[str, Tensor]:
+        """Poses, state and observation by name, as an export keeps them; the tensors themselves."""
+        named = {"qpos": self.qpos, "qvel": self.qvel, "observation": self.observation}
+        if self.mocap_pos is not None and self.mocap_quat is not None:
+            named.update(mocap_pos=self.mocap_pos, mocap_quat=self.mocap_quat)
+        return {**named, **{f"state.{name}": value for name, value in self.state.items()}}
+
 
 class Starts:
     """`size` initial states of a task with their first observations.

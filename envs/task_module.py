@@ -8,12 +8,12 @@ import mujoco
 import torch
 from torch import Tensor, nn
 
+from envs.controls import action_range
 from envs.draws import BatchDraws
 from envs.dry_run import Layout, concatenate
 from envs.fields import Fields
 from envs.native_simulation import NativeSimulation
 from envs.task import Task
-from envs.vector_env import action_range
 
 # Control steps from the start states to the example states, long enough for something to have moved.
 _EXAMPLE_STEPS = 5

@@ -8,56 +8,26 @@ observation it ended with is kept as the terminal observation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import mujoco
 import torch
 from torch import Tensor
 
+from envs.controls import action_range
 from envs.draws import BatchDraws, Draws
 from envs.dry_run import Layout, concatenate, dry_run
-from envs.native_simulation import NativeSimulation
+from envs.engine import make_simulation
+from envs.episodes import Episodes
 from envs.practice import Practice
 from envs.randomisation import Noise, Randomisation
-from envs.simulation import Simulation, SimulationError
+from envs.simulation import SimulationError
 from envs.starts import Start, Starts
+from envs.step import Step
 from envs.task import Task
 from gorl_robotics.errors import InputError
 
 # Starts drawn ahead where they must settle first, which is too dear to do in every rollout.
 SETTLED_STARTS = 16384
 SETTLED_STARTS_PER_WORLD = 16  # what a few worlds on a CPU need not wait for
-
-
-@dataclass(frozen=True)
-class Step:
-    """Fixed buffers that every control step writes anew; W worlds, monitor worlds last."""
-
-    observation: Tensor  # (W, observation_size), of the next episode where one has ended
-    critic_observation: Tensor  # (W, critic_observation_size)
-    terminal_observation: Tensor  # (W, observation_size), what the step led to, before any reset
-    terminal_critic_observation: Tensor
-    reward: Tensor  # (W,)
-    terminated: Tensor  # (W,) bool: the episode ended for good
-    truncated: Tensor  # (W,) bool: the time limit was reached, or the episode was cut short for practice
-
-
-def make_simulation(
-    task: Task,
-    model: mujoco.MjModel,
-    num_worlds: int,
-    fields: tuple[str, ...],
-    device: torch.device,
-    threads: int = 0,
-    randomised: tuple[str, ...] = (),
-) -> Simulation:
-    """The engine for a device: MuJoCo Warp on CUDA, `mujoco.batch` on the CPU."""
-    steps = task.timing.physics_steps
-    if device.type == "cuda":
-        from envs.warp_simulation import WarpSimulation
-
-        return WarpSimulation(model, num_worlds, fields, steps, device, task.nconmax, task.njmax, randomised)
-    return NativeSimulation(model, num_worlds, fields, steps, threads, randomised)
 
 
 class VectorEnv:
@@ -97,11 +67,7 @@ class VectorEnv:
         self.randomisation = Randomisation(task, self.layout.told, self.sim) if own else None
         self._noise = Noise(task, self.layout.observation, self.device) if noise and any(task.noise.values()) else None
         supply = self._supply_size()
-        self.starts = Starts(
-            task,
-            self.layout,
-            make_simulation(task, self.model, supply, fields, self.device, threads),
-        )
+        self.starts = Starts(task, self.layout, make_simulation(task, self.model, supply, fields, self.device, threads))
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.practice = Practice(num_envs, practice, self.device)
         self._start_draws: Draws = BatchDraws(supply, self.generator, self.sim.dtype)
@@ -131,6 +97,16 @@ class VectorEnv:
         return self.task.episode_length
 
     @property
+    def episode_step(self) -> Tensor:
+        """Control steps since each world's episode began, (W,)."""
+        return self.episodes.step
+
+    @property
+    def last_return(self) -> Tensor:
+        """Of each world's last whole episode, (W,); NaN before the first."""
+        return self.episodes.last_return
+
+    @property
     def observation(self) -> Tensor:
         """What the policy acts on next, (W, observation_size)."""
         return self.buffers.observation
@@ -148,11 +124,7 @@ class VectorEnv:
 
     def initial_states(self) -> dict[str, Tensor]:
         """The initial states that `restart` begins from, by name, world i's in row i; copies."""
-        start = self.starts.rows(torch.arange(self.num_worlds, device=self.device))
-        named = {"qpos": start.qpos, "qvel": start.qvel, "observation": start.observation}
-        if start.mocap_pos is not None and start.mocap_quat is not None:
-            named.update(mocap_pos=start.mocap_pos, mocap_quat=start.mocap_quat)
-        return {**named, **{f"state.{name}": value for name, value in start.state.items()}}
+        return self.starts.rows(torch.arange(self.num_worlds, device=self.device)).named()
 
     def restart(self, random_phase: bool = True) -> None:
         """Starts every world anew from the first rows of the supply.
@@ -165,20 +137,7 @@ class VectorEnv:
         self._begin(everyone, self.starts.rows(index))
         self._randomise()
         self._cursor.fill_(self.num_worlds)
-        self.episode_step.zero_()
-        if random_phase:
-            self.episode_step.copy_(
-                torch.randint(
-                    0,
-                    self.task.episode_length,
-                    (self.num_worlds,),
-                    generator=self.generator,
-                    device=self.device,
-                )
-            )
-        self._whole_episode.copy_(self.episode_step == 0)
-        self.episode_return.zero_()
-        self.last_return.fill_(float("nan"))
+        self.episodes.restart(self.generator if random_phase else None)
 
     def apply(self, action: Tensor) -> None:
         """Writes the controls for actions (W, nu) in [-1, 1], which are clipped to it."""
@@ -194,12 +153,11 @@ class VectorEnv:
         sim, task, step = self.sim, self.task, self.buffers
         finite = sim.qpos.isfinite().all(dim=1) & sim.qvel.isfinite().all(dim=1)
         self._nonfinite.add_((~finite).sum())
-        self.episode_step.add_(1)
+        over = self.episodes.advance()
 
         action = self._action.to(sim.dtype)
         step.reward.copy_(task.reward(sim, self.state, action).where(finite, 0.0))
         step.terminated.copy_(task.terminated(sim, self.state) | ~finite)
-        over = self.episode_step >= task.episode_length
         step.truncated.copy_(over)
         if self.practice.rate:
             learners = slice(self.num_envs)
@@ -218,7 +176,7 @@ class VectorEnv:
             value.copy_(state[name])
 
         done = step.terminated | step.truncated
-        self._count_return(done, whole=step.terminated | over)
+        self.episodes.pay(step.reward, done, whole=step.terminated | over)
         if self.practice.rate:
             self.practice.begin(done[: self.num_envs])
         self._begin_next(done)
@@ -268,26 +226,13 @@ class VectorEnv:
 
     def _allocate(self) -> None:
         worlds, device = self.num_worlds, self.device
-
-        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(worlds, *size, dtype=dtype, device=device)
-
-        wide, wider = self.observation_size, self.critic_observation_size
-        self.buffers = Step(
-            zeros(wide),
-            zeros(wider),
-            zeros(wide),
-            zeros(wider),
-            zeros(),
-            zeros(dtype=torch.bool),
-            zeros(dtype=torch.bool),
-        )
-        self.state = {name: zeros(*shape, dtype=dtype) for name, (shape, dtype) in self.layout.state.items()}
-        self.episode_step = zeros(dtype=torch.int64)
-        self.episode_return = zeros()
-        self.last_return = zeros()  # of each world's last whole episode; NaN before the first
-        self._whole_episode = zeros(dtype=torch.bool)
-        self._action = zeros(self.action_size)
+        self.buffers = Step.empty(worlds, self.observation_size, self.critic_observation_size, device)
+        self.episodes = Episodes(worlds, self.task.episode_length, device)
+        self.state = {
+            name: torch.zeros(worlds, *shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in self.layout.state.items()
+        }
+        self._action = torch.zeros(worlds, self.action_size, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
         self._nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         self.total_nonfinite = 0
@@ -341,21 +286,11 @@ class VectorEnv:
             told = self.randomisation.told
             self.buffers.critic_observation[:, self.critic_observation_size - told.shape[1] :] = told
 
-    def _count_return(self, done: Tensor, whole: Tensor) -> None:
-        self.episode_return.add_(self.buffers.reward)
-        self.last_return.copy_(self.episode_return.where(whole & self._whole_episode, self.last_return))
-        self.episode_return.masked_fill_(done, 0.0)
-        self.episode_step.masked_fill_(done, 0)
-        self._whole_episode.logical_or_(done)
-
     def _own(self) -> dict[str, Tensor]:
         named = {
             "observation": self.buffers.observation,
             "critic_observation": self.buffers.critic_observation,
-            "episode_step": self.episode_step,
-            "episode_return": self.episode_return,
-            "last_return": self.last_return,
-            "whole_episode": self._whole_episode,
+            **self.episodes.named(),
             "cursor": self._cursor,
             "recent_reward": self.practice.recent,
         }
@@ -363,10 +298,3 @@ class VectorEnv:
         if self.randomisation is not None:
             named.update(told=self.randomisation.told, due=self.randomisation.due)
         return named
-
-
-def action_range(model: mujoco.MjModel) -> tuple[Tensor, Tensor]:
-    """Controls at action -1 and +1, each (nu,): the control range, or -1 and 1 where an actuator has none."""
-    limited = torch.as_tensor(model.actuator_ctrllimited.astype(bool))
-    bounds = torch.as_tensor(model.actuator_ctrlrange)
-    return bounds[:, 0].where(limited, -1.0), bounds[:, 1].where(limited, 1.0)

@@ -3,102 +3,93 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gorl_robotics.errors import InputError
-
-
-def _setting(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A field with its line of documentation and its range, both ends included."""
-    metadata = {"help": text, "low": low, "high": high}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from gorl_robotics.settings import as_text, check_ranges, described, flat, read_yaml, setting, typed
 
 
 @dataclass
 class Networks:
     """Sizes of the networks."""
 
-    policy: list[int] = _setting([64, 64, 64], "hidden layers of the network that PPO trains to act")
-    critic: list[int] = _setting([256, 256, 256], "hidden layers of the critic")
-    decoder: list[int] = _setting([64, 64, 64, 64], "hidden layers of the decoder; gorl_* only")
-    flow_steps: int = _setting(10, "steps from latent or noise to action; not gaussian", low=1)
+    policy: list[int] = setting([64, 64, 64], "hidden layers of the network that PPO trains to act")
+    critic: list[int] = setting([256, 256, 256], "hidden layers of the critic")
+    decoder: list[int] = setting([64, 64, 64, 64], "hidden layers of the decoder; gorl_* only")
+    flow_steps: int = setting(10, "steps from latent or noise to action; not gaussian", low=1)
 
 
 @dataclass
 class Ppo:
     """The fast time scale: PPO."""
 
-    rollout_steps: int = _setting(32, "control steps of every world in a rollout", low=1)
-    epochs: int = _setting(4, "passes over each rollout", low=1)
-    minibatches: int = _setting(16, "minibatches a pass is cut into", low=1)
-    learning_rate: float = _setting(1e-3, "of critic and policy; the policy's is lowered on large KL", low=0)
-    target_kl: float = _setting(
+    rollout_steps: int = setting(32, "control steps of every world in a rollout", low=1)
+    epochs: int = setting(4, "passes over each rollout", low=1)
+    minibatches: int = setting(16, "minibatches a pass is cut into", low=1)
+    learning_rate: float = setting(1e-3, "of critic and policy; the policy's is lowered on large KL", low=0)
+    target_kl: float = setting(
         0.01, "KL per minibatch that the policy's learning rate aims at; inf fixes the rate", low=0
     )
-    clip: float = _setting(0.2, "PPO's clip range of the probability ratio", low=0)
-    discount: float = _setting(0.995, "γ of discounted returns", low=0, high=1)
-    gae_lambda: float = _setting(0.95, "λ of generalised advantages", low=0, high=1)
-    entropy: float = _setting(0.005, "weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
-    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", low=0)
-    reward_scale: float = _setting(0.1, "rewards are multiplied by this before learning", low=0)
+    clip: float = setting(0.2, "PPO's clip range of the probability ratio", low=0)
+    discount: float = setting(0.995, "γ of discounted returns", low=0, high=1)
+    gae_lambda: float = setting(0.95, "λ of generalised advantages", low=0, high=1)
+    entropy: float = setting(0.005, "weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0)
+    reward_scale: float = setting(0.1, "rewards are multiplied by this before learning", low=0)
 
 
 @dataclass
 class Stages:
     """The slow time scale: how training is divided; each stage ends with an evaluation and, for GoRL, a refit."""
 
-    fractions: list[float] = _setting([0.12, 0.12, 0.16, 0.2, 0.4], "share of total_steps of each stage; they sum to 1")
-    first_regularisation: float = _setting(
+    fractions: list[float] = setting([0.12, 0.12, 0.16, 0.2, 0.4], "share of total_steps of each stage; they sum to 1")
+    first_regularisation: float = setting(
         5e-4, "weight of mean(μ²)+mean(σ²) in the first stage; gorl_*, and gaussian in all", low=0
     )
-    later_regularisation: float = _setting(1e-3, "the same in later stages; gorl_* only", low=0)
+    later_regularisation: float = setting(1e-3, "the same in later stages; gorl_* only", low=0)
 
 
 @dataclass
 class Refit:
     """Fitting the decoder to recent rollouts; gorl_flow and gorl_diffusion only."""
 
-    samples: int = _setting(
+    samples: int = setting(
         4_000_000, "most recent samples of a stage that it is fitted to, of all processes together", low=1
     )
-    action_bound: float = _setting(2.5, "pre-tanh actions are clipped to ± this first: tanh(2.5) = 0.987", low=0.1)
-    updates: int = _setting(3000, "gradient steps", low=1)
-    batch: int = _setting(8192, "samples in a gradient step, of all processes together", low=1)
-    draws: int = _setting(8, "noise and time draws for each sample", low=1)
-    learning_rate: float = _setting(1e-3, "at the start; it falls to zero along a cosine", low=0)
-    validation: float = _setting(0.1, "share of worlds, with all their episodes, kept for validation", low=0, high=0.5)
+    action_bound: float = setting(2.5, "pre-tanh actions are clipped to ± this first: tanh(2.5) = 0.987", low=0.1)
+    updates: int = setting(3000, "gradient steps", low=1)
+    batch: int = setting(8192, "samples in a gradient step, of all processes together", low=1)
+    draws: int = setting(8, "noise and time draws for each sample", low=1)
+    learning_rate: float = setting(1e-3, "at the start; it falls to zero along a cosine", low=0)
+    validation: float = setting(0.1, "share of worlds, with all their episodes, kept for validation", low=0, high=0.5)
 
 
 @dataclass
 class Fpo:
     """What only FPO reads."""
 
-    pairs: int = _setting(8, "pairs of noise and time that estimate a sample's flow loss; fpo only", low=1)
+    pairs: int = setting(8, "pairs of noise and time that estimate a sample's flow loss; fpo only", low=1)
 
 
 @dataclass
 class Dppo:
     """What only DPPO reads."""
 
-    sigma: float = _setting(0.05, "standard deviation of every denoising step; dppo only", low=1e-6)
+    sigma: float = setting(0.05, "standard deviation of every denoising step; dppo only", low=1e-6)
 
 
 @dataclass
 class Storage:
     """Recording of rollouts to HDF5."""
 
-    enabled: bool = _setting(
+    enabled: bool = setting(
         True, "record the samples a refit uses, and the run's last ones; else a refit's are kept in memory"
     )
 
@@ -107,24 +98,24 @@ class Storage:
 class Config:
     """All settings of a run."""
 
-    task: str = _setting("", "what to train; `python -m tasks` lists them; or FILE.py:CLASS")
-    method: str = _setting("gorl_flow", "how to train: gorl_flow, gorl_diffusion, gaussian, fpo or dppo")
-    num_envs: int = _setting(4096, "worlds that are learnt from, in each process", low=1)
-    total_steps: int = _setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
-    seed: int = _setting(0, "of every random number", low=0, high=2**63 - 1)
-    device: str = _setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
-    threads: int = _setting(0, "CPU threads of each process's physics on a CPU; 0 shares out every core", low=0)
-    monitors: int = _setting(128, "further worlds of each process, which act without noise and are only watched", low=1)
-    practice: float = _setting(
+    task: str = setting("", "what to train; `python -m tasks` lists them; or FILE.py:CLASS")
+    method: str = setting("gorl_flow", "how to train: gorl_flow, gorl_diffusion, gaussian, fpo or dppo")
+    num_envs: int = setting(4096, "worlds that are learnt from, in each process", low=1)
+    total_steps: int = setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
+    seed: int = setting(0, "of every random number", low=0, high=2**63 - 1)
+    device: str = setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
+    threads: int = setting(0, "CPU threads of each process's physics on a CPU; 0 shares out every core", low=0)
+    monitors: int = setting(128, "further worlds of each process, which act without noise and are only watched", low=1)
+    practice: float = setting(
         0.01, "probability per step of cutting short a world that does better than the mean", low=0, high=1
     )
-    evaluation_worlds: int = _setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
-    checkpoint_seconds: float = _setting(30.0, "most that a killed run loses, in seconds of training", low=0)
-    runs: str = _setting("runs", "folder that run folders are made in")
-    resume: str = _setting("", "a run folder, or a checkpoint in one, to go on from")
-    checkpoint: str = _setting("", "a run folder, or a checkpoint in one, for test=true")
-    test: bool = _setting(False, "evaluate `checkpoint` instead of training")
-    config: str = _setting("", "a YAML file of settings")
+    evaluation_worlds: int = setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
+    checkpoint_seconds: float = setting(30.0, "most that a killed run loses, in seconds of training", low=0)
+    runs: str = setting("runs", "folder that run folders are made in")
+    resume: str = setting("", "a run folder, or a checkpoint in one, to go on from")
+    checkpoint: str = setting("", "a run folder, or a checkpoint in one, for test=true")
+    test: bool = setting(False, "evaluate `checkpoint` instead of training")
+    config: str = setting("", "a YAML file of settings")
     networks: Networks = field(default_factory=Networks)
     ppo: Ppo = field(default_factory=Ppo)
     stages: Stages = field(default_factory=Stages)
@@ -165,7 +156,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         name, separator, text = argument.partition("=")
         if not separator:
             raise InputError(f"{argument!r} is not a setting; expected NAME=VALUE such as num_envs=4096, or --help")
-        given[name.strip()] = _value(name.strip(), text.strip())
+        given[name.strip()] = typed(Config, name.strip(), text.strip())
     if given.get("config"):
         return {**_from_file(Path(given["config"])), **given}
     return given
@@ -180,7 +171,7 @@ def resolve(given: Mapping[str, Any], *layers: Mapping[str, Any]) -> Config:
     merged = OmegaConf.structured(Config)
     for layer in (*layers, given):
         for name, value in layer.items():
-            value = _value(name, value)
+            value = typed(Config, name, value)
             try:
                 OmegaConf.update(merged, name, value)
             except OmegaConfBaseException as error:
@@ -201,93 +192,23 @@ def to_yaml(config: Config) -> str:
 
 def from_yaml(text: str) -> Config:
     """Reads what `to_yaml` wrote; InputError if a setting is unknown or out of range."""
-    return resolve(dict(_flatten(_mapping(text, "configuration"))))
+    return resolve(read_yaml(text, "configuration"))
 
 
 def config_values(config: Config) -> dict[str, Any]:
     """Every setting by its full name, for example {"ppo.clip": 0.2}."""
-    return dict(_flatten(dataclasses.asdict(config)))
+    return flat(dataclasses.asdict(config))
 
 
 def help_text(layers: Mapping[str, Mapping[str, Any]]) -> str:
     """One line for each setting: name, default, where it differs the default of each named layer, and meaning."""
     lines = ["usage: python train.py task=NAME [SETTING=VALUE ...]", ""]
-    for name, setting in _settings(Config):
-        default = setting.default_factory() if callable(setting.default_factory) else setting.default
-        shown = f"{name}={_show(default)}"
-        differs = [f"{layer} {_show(values[name])}" for layer, values in layers.items() if name in values]
+    for name, default, text in described(Config):
+        shown = f"{name}={as_text(default)}"
+        differs = [f"{layer} {as_text(values[name])}" for layer, values in layers.items() if name in values]
         shown += f" ({', '.join(differs)})" if differs else ""
-        lines.append(f"  {shown:<52} {setting.metadata['help']}")
+        lines.append(f"  {shown:<52} {text}")
     return "\n".join(lines)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value).replace(" ", "") if isinstance(value, list) else str(value)
-
-
-def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    hints = get_type_hints(section)
-    for item in dataclasses.fields(section):
-        kind = hints[item.name]
-        if dataclasses.is_dataclass(kind):
-            yield from _settings(kind, f"{prefix}{item.name}.")  # type: ignore[arg-type]
-        else:
-            yield f"{prefix}{item.name}", _typed(item, kind)
-
-
-def _typed(item: dataclasses.Field[Any], kind: Any) -> dataclasses.Field[Any]:
-    item.type = kind
-    return item
-
-
-def _value(name: str, value: Any) -> Any:
-    """`value`, which may be text from a command line, in the type of setting `name`."""
-    known = dict(_settings(Config))
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
-            full for full in known if full.rpartition(".")[2] == name
-        ]
-        raise InputError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help"))
-    kind = known[name].type
-    try:
-        return _convert(value, kind)
-    except (ValueError, TypeError, KeyError, OverflowError, yaml.YAMLError) as error:
-        word = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a list [a, b]")
-        raise InputError(f"{name}={value!r}: expected {word}") from error
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    if kind is bool:
-        return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
-    if kind is str:
-        if not isinstance(value, str):
-            raise ValueError(value)
-        return value
-    if kind is int:
-        return _whole(value)
-    if kind is float:
-        if isinstance(value, bool):
-            raise ValueError(value)
-        return float(value)
-    items = yaml.safe_load(value) if isinstance(value, str) else value
-    element = kind.__args__[0]
-    return [_convert(item, element) for item in list(items)]
-
-
-def _whole(value: Any) -> int:
-    """Whole numbers may be written 1e8 or 100_000_000."""
-    if isinstance(value, bool):
-        raise ValueError(value)
-    if isinstance(value, str):
-        try:
-            return int(value, 10)
-        except ValueError:
-            value = float(value)
-    if not float(value).is_integer():
-        raise ValueError(value)
-    return int(value)
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -297,41 +218,11 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise InputError(f"config={path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"config={path}: expected a YAML file, this is no text") from error
-    flat = dict(_flatten(_mapping(text, str(path))))
-    return {name: _value(name, value) for name, value in flat.items()}
-
-
-def _mapping(text: str, source: str) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise InputError(f"{source} holds no settings; expected lines such as `num_envs: 4096`")
-    return loaded
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return {name: typed(Config, name, value) for name, value in read_yaml(text, str(path)).items()}
 
 
 def _check(config: Config) -> None:
-    values = config_values(config)
-    for name, setting in _settings(Config):
-        value = values[name]
-        low, high = setting.metadata["low"], setting.metadata["high"]
-        if isinstance(value, float | int) and not isinstance(value, bool):
-            below = low is not None and not value >= low  # also true of NaN
-            above = high is not None and not value <= high
-            if below or above:
-                ends = f"at least {low}" if high is None else f"from {low} to {high}"
-                raise InputError(f"{name}={value}: expected {ends}")
+    check_ranges(Config, config_values(config))
     fractions = config.stages.fractions
     whole = abs(sum(fractions) - 1) <= 1e-6  # also false of NaN
     if not fractions or min(fractions) <= 0 or not whole:

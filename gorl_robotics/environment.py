@@ -35,7 +35,6 @@ class Environment(Protocol):
     num_worlds: int
     device: torch.device
     generator: torch.Generator  # what finish() draws from
-    last_return: Tensor  # (W,) of the last whole episode, NaN before the first
 
     @property
     def observation_size(self) -> int: ...  # noqa: D102
@@ -43,6 +42,8 @@ class Environment(Protocol):
     def critic_observation_size(self) -> int: ...  # noqa: D102
     @property
     def action_size(self) -> int: ...  # noqa: D102
+    @property
+    def last_return(self) -> Tensor: ...  # noqa: D102 - (W,) of the last whole episode, NaN before the first
     @property
     def buffers(self) -> Step: ...  # noqa: D102
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gorl_robotics import distributed, run_folder
 from gorl_robotics.config import Config
+from gorl_robotics.display import Display
 from gorl_robotics.rollout import Rollout
 from gorl_robotics.storage import RolloutWriter, read_rollouts
 
@@ -128,6 +131,52 @@ class Recorder:
         with read_rollouts(self.path) as recording:
             arrays = recording.read(_FITTED, stop=stop)
         return [{name: torch.from_numpy(array) for name, array in arrays.items()}]
+
+
+class Recordings:
+    """The recorders of a run, one for each stage.
+
+    Args:
+        folder: the run folder.
+        config: all settings.
+        rollout: what is recorded.
+        observation_terms: names of the terms in an observation, in order.
+        refits: whether something is refitted to each stage but the last.
+        display: is told of failures.
+        resume: what the first recorder goes on with; see `Recorder`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        rollout: Rollout,
+        observation_terms: Sequence[str],
+        refits: bool,
+        display: Display,
+        resume: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._folder, self._config, self._rollout = folder / "rollouts", config, rollout
+        self._terms, self._refits, self._display, self._resume = ", ".join(observation_terms), refits, display, resume
+
+    def begin(self, stage: int, end: float) -> Recorder:
+        """This process's recorder of a stage, counted from 0, that ends at `end` environment steps."""
+        path = self._folder / f"stage-{stage + 1}-rank-{distributed.rank()}.h5"
+        provenance = {**run_folder.provenance(), "task": self._config.task, "seed": self._config.seed}
+        provenance.update(method=self._config.method, rank=distributed.rank(), processes=distributed.size())
+        provenance["observation_terms"] = self._terms
+        # The last stage's samples are kept to be looked at, those of the others for a refit.
+        last = stage == len(self._config.stages.fractions) - 1
+        wanted = self._config.storage.enabled if last else self._refits
+        resume, self._resume = self._resume, None
+        return Recorder(path, self._rollout, end if wanted else math.inf, self._config, provenance, resume)
+
+    def end(self, recorder: Recorder) -> None:
+        """Closes it and says where recording has failed, in any process."""
+        recorder.close()
+        for state in distributed.gather_states({"failure": recorder.failure}):
+            if state["failure"]:
+                self._display.note(f"going on without recording this stage, its samples in memory: {state['failure']}")
 
 
 def shared_out(recorders: Sequence[Mapping[str, Any] | None], rank: int, processes: int) -> dict[str, Any] | None:

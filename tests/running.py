@@ -21,6 +21,7 @@ import torch
 import train
 from gorl_robotics import checkpoint
 from gorl_robotics.errors import run_main
+from gorl_robotics.progress import Progress
 
 TRAIN = Path(train.__file__)
 
@@ -93,16 +94,16 @@ def here(arguments: list[str], cwd: Path, main: Callable[[], None] = train.main)
 
 
 @contextmanager
-def signalled(after: int, kind: signal.Signals, during: str = "_report") -> Iterator[None]:
+def signalled(after: int, kind: signal.Signals, during: str = "report") -> Iterator[None]:
     """A run in this process gets a signal at the end of iteration `after`, before any checkpoint of it."""
-    original = getattr(train.Trainer, during)
+    original = getattr(Progress, during)
 
-    def patched(self: train.Trainer, *arguments: Any) -> None:
+    def patched(self: Progress, *arguments: Any) -> None:
         original(self, *arguments)
         if self.iteration == after:
             os.kill(os.getpid(), kind)
 
-    with mock.patch.object(train.Trainer, during, patched):
+    with mock.patch.object(Progress, during, patched):
         yield
 
 

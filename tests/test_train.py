@@ -199,7 +199,7 @@ def test_a_signal_from_outside_ends_a_run_cleanly(tmp_path: Path) -> None:
 
 def test_a_run_stopped_before_its_first_step_is_evaluated_once(tmp_path: Path) -> None:
     """The signal comes while the untrained policy is evaluated."""
-    with signalled(0, signal.SIGINT, during="_evaluate"):
+    with signalled(0, signal.SIGINT, during="report_evaluation"):
         assert here(settings(), tmp_path).code == 0
     folder = only_run(tmp_path)
     assert (saved(folder)["steps"], len(rows(folder))) == (0, 1)

@@ -1,0 +1,134 @@
+"""Where a run stands: its counts and its clock, told to the metrics and to the display as it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gorl_robotics import distributed
+from gorl_robotics.display import Display
+from gorl_robotics.evaluation import Evaluation
+from gorl_robotics.metrics import MetricsLog
+from gorl_robotics.ppo import METRICS, Learner
+from gorl_robotics.rollout import Collector
+
+# In the order of `Progress.report`, behind which the learner's metrics come.
+_REPORTED = ("return/monitor_mean", "return/monitor_p10", "reward/training_mean", "policy/learning_rate")
+_COLUMNS = (
+    *_REPORTED,
+    *METRICS,
+    *(f"evaluation/{kind}_{what}" for kind in ("deterministic", "stochastic") for what in ("mean", "std", "p10")),
+    "evaluation/decoder_displacement",
+    "time/steps_per_second",
+)
+_SHOWN = {"training reward": "reward/training_mean", "KL": "policy/kl", "latent std": "policy/std"}  # where there are
+
+
+class Progress:
+    """Counts what has been done and reports it, which the first process does for all.
+
+    Args:
+        folder: the run folder, which exists.
+        display: shows what is going on.
+        saved: a checkpoint to go on from, or None.
+
+    Attributes:
+        steps: environment steps done, of all processes.
+        iteration: iterations done.
+        stage: stages that are over.
+        evaluation: the last frozen one, as a checkpoint keeps it: `steps`, `summary` and `initial_states`.
+
+    Raises:
+        InputError: the metrics to go on with are missing or too short.
+    """
+
+    def __init__(self, folder: Path, display: Display, saved: Mapping[str, Any] | None = None) -> None:
+        self._display = display
+        self.steps = self.iteration = self.stage = 0
+        self.evaluation: dict[str, Any] | None = None
+        self._before, self._since = 0.0, time.monotonic()
+        if saved:
+            self.stage, self.steps, self.iteration = saved["stage"], saved["steps"], saved["iteration"]
+            self._before, self.evaluation = saved["elapsed"], saved["evaluation"]
+        self._log = MetricsLog(folder, saved["rows"] if saved else None) if distributed.is_main() else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; called on the first process."""
+        assert self._log is not None
+        return {
+            "stage": self.stage,
+            "steps": self.steps,
+            "iteration": self.iteration,
+            "elapsed": self._elapsed(),
+            "rows": self._log.rows,
+            "evaluation": self.evaluation,
+        }
+
+    def advance(self, steps: int) -> None:
+        """Counts an iteration of so many environment steps."""
+        self.steps += steps
+        self.iteration += 1
+
+    def report(self, collector: Collector, learner: Learner, speed: float) -> None:
+        """Reports an iteration, over the worlds of all processes: one transfer from the device.
+
+        Args:
+            collector: with its last rollout.
+            learner: which has learnt from it.
+            speed: environment steps per second.
+        """
+        returns = distributed.gather(collector.env.last_return)[:, collector.env.num_envs :].flatten()
+        reward, metrics = collector.rollout.reward.mean(), learner.metrics()
+        distributed.average(reward)
+        if not distributed.is_main():
+            return
+        numbers = torch.stack([returns.nanmean(), returns.nanquantile(0.1), reward, learner.policy_rate])
+        values = torch.cat([numbers, metrics]).tolist()
+        row = dict(zip((*_REPORTED, *learner.metric_names), values, strict=True))
+        self._write({**row, "time/steps_per_second": speed})
+        mean = row["return/monitor_mean"]
+        self._display.update(
+            stage=self.stage + 1,
+            steps=self.steps,
+            steps_per_second=speed,
+            monitor_return=None if mean != mean else mean,  # NaN while no episode has ended
+            extra={name: row[column] for name, column in _SHOWN.items() if column in row},
+        )
+
+    def report_evaluation(self, when: str, result: Evaluation, starts: Mapping[str, Tensor]) -> None:
+        """Reports a frozen evaluation, in a row of its own; called on the first process.
+
+        Args:
+            when: what had happened before.
+            result: returns of N worlds without noise and of N with it.
+            starts: the initial states of all 2N by name; a checkpoint keeps them with their returns.
+        """
+        summary = result.summary()
+        unknown = torch.full_like(result.stochastic, float("nan"))
+        known = {**starts, "return": torch.cat([result.deterministic, unknown])}
+        self.evaluation = {"steps": self.steps, "summary": summary, "initial_states": known}
+        self._write({f"evaluation/{name}": value for name, value in summary.items()})
+        self._display.note(
+            f"{when}: {self.steps:,} steps, return {summary['deterministic_mean']:.1f} "
+            f"(10th percentile {summary['deterministic_p10']:.1f}), "
+            f"stochastic {summary['stochastic_mean']:.1f}"
+        )
+
+    def close(self) -> None:
+        """Closes the metrics; nothing can be reported any more."""
+        if self._log is not None:
+            self._log.close()
+
+    def _write(self, values: Mapping[str, float]) -> None:
+        assert self._log is not None
+        counts = {"steps": self.steps, "iteration": self.iteration, "stage": self.stage + 1}
+        self._log.write({**counts, **dict.fromkeys(_COLUMNS, ""), **values, "time/elapsed": self._elapsed()})
+
+    def _elapsed(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self._before + time.monotonic() - self._since
