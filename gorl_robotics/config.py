@@ -104,7 +104,7 @@ class Config:
     total_steps: int = setting(100_000_000, "environment steps of the whole run, over all worlds", low=1)
     seed: int = setting(0, "of every random number", low=0, high=2**63 - 1)
     device: str = setting("auto", "auto, cuda, cuda:N or cpu; auto takes CUDA if there is one")
-    threads: int = setting(0, "CPU threads of each process's physics on a CPU; 0 shares out every core", low=0)
+    threads: int = setting(0, "CPU threads of each process on a CPU; 0 shares out every core", low=0)
     monitors: int = setting(128, "further worlds of each process, which act without noise and are only watched", low=1)
     practice: float = setting(
         0.01, "probability per step of cutting short a world that does better than the mean", low=0, high=1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 
 from gorl_robotics import distributed
 from gorl_robotics.advantages import advantages
+from gorl_robotics.beside import Beside
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
 from gorl_robotics.networks import Normaliser, gaussian_entropy, gaussian_log_prob, mlp
@@ -93,7 +92,8 @@ class Learner:
         )
         self.regularisation = torch.tensor(config.stages.first_regularisation, device=device)
         self._allocate(samples, device)
-        self._side = torch.cuda.Stream() if cuda else None
+        # Both halves call collectives, which several processes must do in one order: on a CPU that takes one thread.
+        self._beside = Beside(device, config.threads if cuda or distributed.size() == 1 else 1)
         self._minibatch_update = captured(self._update_minibatch, device)
 
     @property
@@ -189,10 +189,7 @@ class Learner:
         rows = self._order.index_select(0, self._index).squeeze(0)
         self._index.add_(1)
         # Policy and critic share nothing: the policy's many small kernels run beside the critic's few large ones.
-        with self._beside():
-            sums = self._improve_policy(rows)
-        value_loss = self._improve_critic(rows)
-        self._join()
+        sums, value_loss = self._beside(lambda: self._improve_policy(rows), lambda: self._improve_critic(rows))
         self._sums.add_(torch.cat([sums, value_loss.unsqueeze(0)]))
 
     def _improve_policy(self, rows: Tensor) -> Tensor:
@@ -209,17 +206,6 @@ class Learner:
         value_loss = (error**2).mean()
         self._descend(0.5 * value_loss, self.critic, self.critic_optimizer)
         return value_loss.detach()
-
-    def _beside(self) -> AbstractContextManager[object]:
-        """What is launched inside runs beside what follows, until `_join`; on the CPU one after the other."""
-        if self._side is None:
-            return nullcontext()
-        self._side.wait_stream(torch.cuda.current_stream())
-        return torch.cuda.stream(self._side)
-
-    def _join(self) -> None:
-        if self._side is not None:
-            torch.cuda.current_stream().wait_stream(self._side)
 
     def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -14,6 +14,8 @@ from gorl_robotics.decoder import Decoder
 from gorl_robotics.graphs import captured
 
 _VALIDATIONS = 20
+# As many as there are to validate on, within these bounds: every sample is seen at a single time and noise.
+_FEWEST_VALIDATION_SAMPLES = 16384
 _VALIDATION_SAMPLES = 65536
 
 
@@ -129,7 +131,8 @@ def _held_out(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Validation rows with times and noise drawn once, so that validation losses compare."""
     device = generator.device
-    rows = torch.randint(data[0].shape[0], (_VALIDATION_SAMPLES,), generator=generator, device=device)
+    size = min(max(len(data[0]), _FEWEST_VALIDATION_SAMPLES), _VALIDATION_SAMPLES)
+    rows = torch.randint(len(data[0]), (size,), generator=generator, device=device)
     action = data[1][rows]
     t = torch.rand(len(action), 1, generator=generator, device=device)
     return (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -174,6 +176,77 @@ def test_an_update_equals_plain_torch(norm: float) -> None:
     torch.testing.assert_close(weights(setup.learner.critic), expected["critic"], rtol=1e-3, atol=1e-4)
     assert float(setup.learner.policy_rate) == pytest.approx(expected["rate"], rel=1e-5)
     assert expected["rate"] < 0.02  # so that the rate has been adapted
+
+
+def on_cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(count)))
+
+
+def halves_threads(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The names of the threads in which the halves of updates to come have run to their ends."""
+    found = {}
+
+    def watched(half: str, improve: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def improved(rows: Tensor) -> Tensor:
+            result = improve(rows)
+            found[half] = threading.current_thread().name
+            return result
+
+        return improved
+
+    for half in ("policy", "critic"):
+        name = f"_improve_{half}"
+        monkeypatch.setattr(learner, name, watched(half, getattr(learner, name)))
+    return found
+
+
+def test_two_threads_learn_what_one_does_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cores(monkeypatch, 2)
+    learnt = []
+    for threads in (1, 2):
+        setup = Setup(small_config(threads=threads, ppo__learning_rate=0.02))
+        where = halves_threads(setup.learner, monkeypatch)
+        setup.iterate(4)
+        learner = setup.learner
+        learnt.append([weights(setup.policy.latent), weights(learner.critic), learner.metrics(), learner.policy_rate])
+        assert (where["policy"] != where["critic"]) is (threads == 2)
+    for one, two in zip(*learnt, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 2)])
+def test_a_single_core_and_several_processes_learn_in_one_thread(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int
+) -> None:
+    on_cores(monkeypatch, cores)
+    with monkeypatch.context() as patched:
+        patched.setattr("gorl_robotics.distributed.size", lambda: processes)
+        setup = Setup(small_config())
+    where = halves_threads(setup.learner, monkeypatch)
+    setup.iterate(1)
+    assert where["policy"] == where["critic"]
+
+
+@pytest.mark.parametrize("half", ["policy", "critic"])
+def test_a_half_that_fails_fails_the_update_and_leaves_nothing_running(
+    monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
+    on_cores(monkeypatch, 2)
+    setup = Setup(small_config())
+    where, other = halves_threads(setup.learner, monkeypatch), {"policy": "critic", "critic": "policy"}[half]
+    setup.iterate(1)
+
+    def fails(rows: Tensor) -> Tensor:
+        raise ArithmeticError(half)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(setup.learner, f"_improve_{half}", fails)
+        where.clear()
+        with pytest.raises(ArithmeticError, match=half):
+            setup.iterate(1)
+        assert set(where) == {other}
+    setup.iterate(1)
+    assert set(where) == {"policy", "critic"}
 
 
 def test_every_sample_is_used_once_in_an_epoch() -> None:

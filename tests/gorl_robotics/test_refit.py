@@ -164,6 +164,17 @@ def test_validation_losses_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.validation_loss == spy.losses[0]
 
 
+@pytest.mark.parametrize(("worlds", "samples"), [(4, 25), (20, 60), (40, 100)])
+def test_as_many_validation_samples_as_there_are_within_bounds(
+    monkeypatch: pytest.MonkeyPatch, worlds: int, samples: int
+) -> None:
+    monkeypatch.setattr(gorl_robotics.refit, "_FEWEST_VALIDATION_SAMPLES", 25)
+    monkeypatch.setattr(gorl_robotics.refit, "_VALIDATION_SAMPLES", 100)
+    spy = Spy(monkeypatch)
+    fit(decoder(), numbered(worlds), settings(updates=1))
+    assert [len(batch) for batch in spy.validated] == [samples]
+
+
 def test_the_rate_falls_to_zero_along_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     from gorl_robotics.refit import _Fit
 

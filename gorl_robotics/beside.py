@@ -1,0 +1,60 @@
+"""Two pieces of work that share nothing, one beside the other: in two streams of a GPU, or in two threads of a CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from gorl_robotics import distributed
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Beside:
+    """Calls two functions and returns both results; safe to capture in a CUDA graph.
+
+    Neither may change what the other reads: then the results are to the bit those of one call after the other, which
+    is what is done where this process has a single core.
+
+    Args:
+        device: where the functions work.
+        threads: that the process may use on a CPU; 0 for its share of the cores.
+    """
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        cuda = device.type == "cuda"
+        cores = min(distributed.threads(threads) or 2, len(os.sched_getaffinity(0)))
+        self._stream = torch.cuda.Stream() if cuda else None
+        self._thread = _thread() if not cuda and cores > 1 else None
+
+    def __call__(self, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+        """Raises what either function raised, when both have ended."""
+        if self._stream is not None:
+            return _streamed(self._stream, first, second)
+        if self._thread is None:
+            return first(), second()
+        begun = self._thread.submit(first)
+        try:
+            others = second()
+        finally:
+            result = begun.result()
+        return result, others
+
+
+def _streamed(stream: torch.cuda.Stream, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        result = first()
+    others = second()
+    torch.cuda.current_stream().wait_stream(stream)
+    return result, others
+
+
+def _thread() -> ThreadPoolExecutor:
+    # A new thread would begin with one OpenMP thread for each core, and on busy cores those wait for one another.
+    return ThreadPoolExecutor(1, "beside", torch.set_num_threads, (torch.get_num_threads(),))
