@@ -26,12 +26,14 @@ class Modes:
     Attributes:
         dip: (S, a) of each action dimension.
         p: (S, a) chance of that dip under one peak.
+        mean: (S, a) pre-tanh action.
         std: (S,) standard deviation of the pre-tanh action, mean over its dimensions.
         both_ways: (S,) whether firm actions of either sign are common in any dimension; peaks do not matter to this.
     """
 
     dip: np.ndarray
     p: np.ndarray
+    mean: np.ndarray
     std: np.ndarray
     both_ways: np.ndarray
 
@@ -40,7 +42,7 @@ class Modes:
         """(S,) whether one peak can be ruled out in any dimension; Bonferroni's correction holds LEVEL over all."""
         return (self.p < LEVEL / self.p.shape[1]).any(axis=1)
 
-    def summary(self, chosen: np.ndarray) -> dict[str, float | int | None]:
+    def summary(self, chosen: np.ndarray) -> dict[str, float | int | list[float]]:
         """Shares and sizes over those of the `chosen` (S,) states that were sampled."""
         known = chosen & ~np.isnan(self.std)
         if not known.any():
@@ -52,6 +54,7 @@ class Modes:
             "both_ways": round(float(self.both_ways[known].mean()), 4),
             "dip_median": round(float(np.median(largest)), 4),
             "dip_largest": round(float(largest.max()), 4),
+            "mean_median": [round(float(mean), 4) for mean in np.median(self.mean[known], axis=0)],
             "std_median": round(float(np.median(self.std[known])), 4),
         }
 
@@ -68,4 +71,4 @@ def measure(decoded: Tensor) -> Modes:
     limited = np.tanh(samples)
     left, right = (limited < -FIRM).mean(axis=1), (limited > FIRM).mean(axis=1)
     both_ways = (np.minimum(left, right) >= SHARE).any(axis=1) & known
-    return Modes(dip, p, samples.std(axis=1).mean(axis=1), both_ways)
+    return Modes(dip, p, samples.mean(axis=1), samples.std(axis=1).mean(axis=1), both_ways)

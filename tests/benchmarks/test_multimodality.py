@@ -15,6 +15,7 @@ from running import here, only_run, settings
 from torch import Tensor
 
 import tasks
+import train
 from benchmarks import multimodality
 from benchmarks.action_sources import NEIGHBOURS, Trained, from_neighbours, load, recorded
 from benchmarks.modes import measure
@@ -142,6 +143,7 @@ def test_the_command_tells_a_policy_of_two_ways_from_one(tmp_path: Path, monkeyp
     one, two = (entry["actions"]["policy"] for entry in result["policies"])
     for group in ("middle", "start", "rollout"):
         assert (one[group]["multimodal"], two[group]["multimodal"]) == (0.0, 1.0)
+        assert one[group]["mean_median"] == pytest.approx([2.0], abs=0.05)
         assert (one[group]["both_ways"], two[group]["both_ways"]) == (0.0, 1.0)
     assert result["versions"]["diptest"]
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
@@ -177,6 +179,8 @@ def test_real_checkpoints_are_read_with_what_their_decoders_were_fitted_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refit, "_VALIDATION_SAMPLES", 256)
+    monkeypatch.setattr(train, "export_checkpoint", lambda folder: folder)
+    monkeypatch.setattr(VectorEnv, "episode_length", 20)  # of frozen evaluations
     assert here(settings(task="CartpoleSwingup", total_steps=5 * ITERATION, monitors=1), tmp_path).code == 0
     run = only_run(tmp_path)
     first, last = load(run / "checkpoints" / "stage-1.pt"), load(run)
