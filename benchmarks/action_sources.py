@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import tasks
 from benchmarks.symmetry import Mirror
 from envs.dry_run import dry_run
 from gorl_robotics import checkpoint, methods
-from gorl_robotics.config import Config, from_yaml
+from gorl_robotics.config import Config, from_yaml, parse_arguments
 from gorl_robotics.decoder import Decoder
+from gorl_robotics.errors import InputError
 from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.policy import Policy
 from gorl_robotics.refit import refit
@@ -118,6 +119,15 @@ def from_neighbours(data: tuple[Tensor, Tensor], states: Tensor) -> Tensor:
         near = (distance[:, -1] <= RADIUS).view(-1, 1, 1)
         found.append(action[index].where(near, torch.nan))
     return torch.cat(found)
+
+
+def refit_settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """Settings of a refit by name; InputError if others are among them."""
+    given = parse_arguments(arguments)
+    for name in given:
+        if not name.startswith("refit."):
+            raise InputError(f"{name}={given[name]}: only settings of a refit (refit.*) can be given here")
+    return given
 
 
 def fitted_to_both(

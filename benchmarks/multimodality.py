@@ -1,6 +1,6 @@
 """Whether trained policies have several ways in one state: peaks in the distribution of actions, state by state.
 
-    python -m benchmarks.multimodality RUN [RUN ...] [--mirrored] [--out FILE] [--figure FILE] [refit.NAME=VALUE ...]
+    python -m benchmarks.multimodality RUN [RUN ...] [--mirrored] [--out FILE.json] [--figure FILE.png]
 
 A RUN is a run folder, or a checkpoint in one; all of one task. All policies are looked at in the same states: start
 states, and states along the deterministic rollouts of every policy. Of each state 1,024 pre-tanh actions are drawn
@@ -48,12 +48,13 @@ from benchmarks.action_sources import (
     from_prior,
     load,
     recorded,
+    refit_settings,
 )
 from benchmarks.arguments import apart
 from benchmarks.modes import LEVEL, Modes, measure
 from benchmarks.provenance import RESULTS, provenance, write
 from benchmarks.symmetry import MIRRORS, Mirror, Visited, visit
-from gorl_robotics.config import config_values, parse_arguments, resolve
+from gorl_robotics.config import config_values, resolve
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.methods.gorl import GorlPolicy
 
@@ -64,10 +65,7 @@ GROUPS = ("start", "rollout")
 def main() -> None:
     """The command line."""
     settings, others = apart(sys.argv[1:])
-    arguments, given = _parser().parse_args(others), parse_arguments(settings)
-    for name in given:
-        if not name.startswith("refit."):
-            raise InputError(f"{name}={given[name]}: only settings of a refit (refit.*) can be given here")
+    arguments, given = _parser().parse_args(others), refit_settings(settings)
     every = [load(run) for run in arguments.runs]
     task = _one_task(every)
     mirror = MIRRORS.get(task)
@@ -163,6 +161,7 @@ def _one_task(every: list[Trained]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.multimodality",
+        usage="%(prog)s RUN [RUN ...] [options] [refit.NAME=VALUE ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tasks
 import train
-from benchmarks import multimodality
+from benchmarks import multimodality, two_way_start
 from benchmarks.action_sources import NEIGHBOURS, Trained, from_neighbours, load, recorded
 from benchmarks.modes import measure
 from benchmarks.symmetry import CARTPOLE, MIRRORS, visit
@@ -198,3 +198,12 @@ def test_real_checkpoints_are_read_with_what_their_decoders_were_fitted_to(
     # A stage begins with z ~ N(0, I).
     begun = result["policies"][0]["actions"]
     assert begun["policy"]["start"]["std_median"] == pytest.approx(begun["prior"]["start"]["std_median"], rel=0.05)
+    # The same run with a decoder that knows both ways goes on where the stage began.
+    both = [names[0], "both", "refit.updates=2"]
+    assert here(both, tmp_path, two_way_start.main).code == 0
+    changed = load(tmp_path / "both" / "checkpoints" / "stage-1.pt").policy.state_dict()
+    different = {name for name, value in first.policy.state_dict().items() if not torch.equal(changed[name], value)}
+    assert {name.partition(".")[0] for name in different} == {"decoder"}
+    assert here(["resume=both/checkpoints/stage-1.pt"], tmp_path).code == 0
+    ended = here([str(run), "again"], tmp_path, two_way_start.main)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
