@@ -13,13 +13,14 @@ states, and states along the deterministic rollouts of every policy. Of each sta
                own settings of a refit except those given here
 
 and tested for more than one peak (`benchmarks.modes`). A Gaussian policy has one peak by construction: what the test
-finds there is its error rate. `mirrored` is the control on the other side: a decoder whose data have both ways.
+finds there is its error rate. `mirrored` is the control on the other side: a decoder whose data have both ways. The
+return shown beside them is that with which the stage ended, before its refit.
 
 Task: CartpoleSwingup. Cart and rail, pole and limits are symmetric, and so is the reward; mirrored states with mirrored
 forces lead to mirrored states and the same reward (a test holds that to be so). An episode starts with the pole hanging
 still and the cart in the middle, up to a hundredth, and there the best policy has two answers of the same worth: set
 out to the left or to the right. Each start is visited with its image, and the state half-way between two images is
-its own: if any policy that knows both ways exists, it has two peaks there.
+its own: a policy that knows both ways has two peaks there.
 """
 
 from __future__ import annotations
