@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gorl_robotics import distributed
+from gorl_robotics.beside import Beside
 from gorl_robotics.config import Refit
 from gorl_robotics.decoder import Decoder
 from gorl_robotics.graphs import captured
@@ -36,6 +37,7 @@ def refit(
     action: Tensor,
     config: Refit,
     generator: torch.Generator,
+    threads: int = 0,
 ) -> RefitResult:
     """Fits `decoder` in place, from new weights, to (S, N, obs) observations and (S, N, a) pre-tanh actions.
 
@@ -52,13 +54,14 @@ def refit(
         action: what the decoder shall give.
         config: settings.
         generator: of every random number here; on the same device.
+        threads: that may be used on a CPU; 0 for this process's share of the cores.
     """
     action = action.clamp(-config.action_bound, config.action_bound)
     training, validation = _split(observation, action, config.validation, generator)
     decoder.restart(generator)
     distributed.broadcast(decoder.network)
     _set_statistics(decoder, training[0])
-    fit = _Fit(decoder, training, config, generator)
+    fit = _Fit(decoder, training, config, generator, threads)
     held_out = _held_out(decoder, validation, generator)
     best, best_update, best_weights = math.inf, 0, _copy(decoder)
     every = max(1, config.updates // _VALIDATIONS)
@@ -80,14 +83,21 @@ class _Fit:
     """One gradient step on random rows, captured where there is a GPU."""
 
     def __init__(
-        self, decoder: Decoder, data: tuple[Tensor, Tensor], config: Refit, generator: torch.Generator
+        self,
+        decoder: Decoder,
+        data: tuple[Tensor, Tensor],
+        config: Refit,
+        generator: torch.Generator,
+        threads: int,
     ) -> None:
         self._decoder, self._config, self._generator = decoder, config, generator
         self._observation, self._action = data
         device = generator.device
         self._rate = torch.tensor(config.learning_rate, device=device)
+        self._parameters = list(decoder.network.parameters())
+        self._halves = Beside(device, threads) if device.type == "cpu" else None
         self._optimizer = torch.optim.Adam(
-            decoder.network.parameters(), lr=self._rate, capturable=device.type == "cuda", fused=True
+            self._parameters, lr=self._rate, capturable=device.type == "cuda", fused=True
         )
         self.loss = torch.zeros((), device=device)
         self.step = captured(self._step, device, [generator])
@@ -103,12 +113,36 @@ class _Fit:
         action = self._action[rows].repeat(draws, 1)
         t = torch.rand(len(action), 1, generator=self._generator, device=device)
         noise = torch.randn(action.shape, generator=self._generator, device=device)
-        loss = self._decoder.loss(observation, action, t, noise)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._backward(observation, action, t, noise)
         distributed.average_gradients(self._decoder.network)
         self._optimizer.step()
-        self.loss.copy_(loss.detach())
+        self.loss.copy_(loss)
+
+    def _backward(self, *batch: Tensor) -> Tensor:
+        """The loss of a batch; its gradients are left with the parameters.
+
+        On a CPU halves of the batch are worked through beside each other, and one after the other where there is a
+        single core, so that the sums are the same.
+        """
+        if self._halves is None or len(batch[0]) < 2:
+            loss = self._decoder.loss(*batch)
+            loss.backward()
+            return loss.detach()
+        cut = len(batch[0]) // 2
+        first, second = self._halves(
+            lambda: self._weighted(cut / len(batch[0]), *(each[:cut] for each in batch)),
+            lambda: self._weighted(1 - cut / len(batch[0]), *(each[cut:] for each in batch)),
+        )
+        loss, *gradients = (one + other for one, other in zip(first, second, strict=True))
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+    def _weighted(self, share: float, *batch: Tensor) -> list[Tensor]:
+        """The loss, and its gradients with respect to the parameters, of a part of a batch, times the share it is."""
+        loss = share * self._decoder.loss(*batch)
+        return [loss.detach(), *torch.autograd.grad(loss, self._parameters)]
 
 
 def _split(

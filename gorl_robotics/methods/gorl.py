@@ -19,12 +19,14 @@ from gorl_robotics.refit import RefitResult, refit
 class GorlPolicy(LatentGaussian):
     """π(z|s), g(s, z) and tanh.
 
-    `generative` says whether the decoder has been fitted yet: until then it is the identity and is skipped.
+    `generative` says whether the decoder has been fitted yet: until then it is the identity and is skipped. A refit
+    may take `threads` of a CPU, as in `Config`.
     """
 
     name = "gorl_flow"
     refits = True
     decoder_kind: ClassVar[type[Decoder]] = FlowDecoder
+    threads: int = 0
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class GorlPolicy(LatentGaussian):
         """See `Policy`."""
         networks = config.networks
         policy = cls(observation_size, action_size, networks.policy, networks.decoder, networks.flow_steps)
+        policy.threads = config.threads
         policy.latent.restart()
         return policy
 
@@ -51,7 +54,7 @@ class GorlPolicy(LatentGaussian):
 
     def end_stage(self, observation: Tensor, action: Tensor, config: Refit, generator: torch.Generator) -> RefitResult:
         """Fits the decoder to what the policy has lately done."""
-        result = refit(self.decoder, observation, action, config, generator)
+        result = refit(self.decoder, observation, action, config, generator, self.threads)
         self.generative = True
         return result
 

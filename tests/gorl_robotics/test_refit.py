@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ from gorl_robotics.config import Refit
 from gorl_robotics.decoder import Decoder
 from gorl_robotics.diffusion import DiffusionDecoder
 from gorl_robotics.flow import FlowDecoder
-from gorl_robotics.refit import RefitResult, refit
+from gorl_robotics.methods.gorl import GorlPolicy
+from gorl_robotics.refit import RefitResult, _Fit, refit
 
 UPDATES, WORLDS, STEPS = 40, 20, 15
 
@@ -47,7 +51,7 @@ def numbered(worlds: int = WORLDS) -> tuple[Tensor, Tensor]:
     return torch.stack([time, world], dim=-1), torch.randn(STEPS, worlds, 1, generator=draw)
 
 
-def weights(fitted: FlowDecoder) -> Tensor:
+def weights(fitted: Decoder) -> Tensor:
     return torch.cat([value.detach().flatten() for value in fitted.parameters()])
 
 
@@ -93,7 +97,7 @@ def test_validation_worlds_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) -
     assert trained | validated == set(range(WORLDS))
     assert len(validated) == 0.2 * WORLDS
     assert result.samples == 16 * STEPS
-    assert {len(batch) for batch in spy.trained} == {128}  # two draws of time and noise for each of 64 samples
+    assert sum(len(batch) for batch in spy.trained) == UPDATES * 128  # two draws of time and noise for 64 samples
 
 
 def test_another_seed_holds_out_other_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,8 +180,6 @@ def test_as_many_validation_samples_as_there_are_within_bounds(
 
 
 def test_the_rate_falls_to_zero_along_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gorl_robotics.refit import _Fit
-
     rates: list[float] = []
     monkeypatch.setattr(_Fit, "set_rate", lambda fit, rate: rates.append(rate))
     fit(decoder(), numbered(), settings(updates=11, rate=0.02))
@@ -196,6 +198,51 @@ def test_the_generator_decides_everything() -> None:
         fitted.append(weights(made))
     assert torch.equal(fitted[0], fitted[1])
     assert not torch.equal(fitted[0], fitted[2])
+
+
+def test_halves_of_a_batch_have_the_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for batch in (1, 2, 31):  # with an odd number of rows the halves differ
+        wholes, averaged = [], []
+        fitted, original = decoder(), FlowDecoder.loss
+
+        def loss(self: FlowDecoder, *rows: Tensor, original: Any = original, batches: Any = wholes) -> Tensor:
+            batches.append(rows)
+            return original(self, *rows)
+
+        def average(network: torch.nn.Module, gradients: Any = averaged) -> None:
+            gradients.append([parameter.grad.clone() for parameter in network.parameters()])  # type: ignore[union-attr]
+
+        fit_one = _Fit(fitted, (torch.randn(50, 2), torch.randn(50, 1)), settings(batch=batch), torch.Generator(), 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(FlowDecoder, "loss", loss)
+            patched.setattr("gorl_robotics.distributed.average_gradients", average)
+            torch.nn.init.normal_(fitted.network[-1].weight)  # type: ignore[arg-type]
+            before = copy.deepcopy(fitted)
+            fit_one.step()
+        whole = original(before, *(torch.cat(parts) for parts in zip(*wholes, strict=True)))
+        expected = torch.autograd.grad(whole, list(before.network.parameters()))
+        torch.testing.assert_close(averaged[0], list(expected))
+        torch.testing.assert_close(fit_one.loss, whole.detach())
+
+
+def test_two_threads_fit_what_one_does_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    fitted, used = [], []
+    original = FlowDecoder.loss
+
+    def loss(self: FlowDecoder, *batch: Tensor) -> Tensor:
+        used[-1].add(threading.get_ident())
+        return original(self, *batch)
+
+    monkeypatch.setattr(FlowDecoder, "loss", loss)
+    for threads in (1, 2):
+        used.append(set())
+        torch.manual_seed(0)
+        policy = GorlPolicy.from_config(small_config(threads=threads), 2, 1)
+        policy.end_stage(*numbered(), settings(), torch.Generator().manual_seed(0))
+        fitted.append(weights(policy.decoder))
+    assert [len(threads) for threads in used] == [1, 2]
+    assert torch.equal(*fitted)
 
 
 def bimodal(worlds: int, share: Tensor) -> tuple[Tensor, Tensor]:
