@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -13,7 +14,7 @@ from unittest import mock
 import pytest
 import running
 
-from gorl_robotics import export, playback
+from gorl_robotics import export
 from tasks.ant import Ant
 
 ROOT = Path(__file__).parent.parent
@@ -64,13 +65,18 @@ def test_its_commands_work(line: str, folder: Path) -> None:
     if words[2] == "tasks":
         subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
         return
-    main = {"gorl_robotics.export": export.main, "gorl_robotics.playback": playback.main}[words[2]]
-    told = running.here(words[3:], folder, main)
-    assert (told.code, told.err) == (0, "")
+    if words[2] == "gorl_robotics.export":  # here, where an episode of the ant is short
+        told = running.here(words[3:], folder, export.main)
+        assert (told.code, told.err) == (0, "")
+        return
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, *words[1:]]
+    played = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert played.returncode == 0, played.stderr
     if "--video" in words:
         assert (folder / "ant.mp4").stat().st_size > 1000
     else:
-        assert ("Ant, deterministic policy, 20 episodes" in told.out) == (main is playback.main)
+        assert "Ant, deterministic policy, 20 episodes" in played.stdout
 
 
 def test_every_command_of_the_guide_is_run_or_skipped_knowingly() -> None:
