@@ -128,13 +128,16 @@ def upright(worlds: int = 2) -> tuple[AntVelocity, RecordingFields, State]:
 
 
 def test_commands_change_in_some_worlds_and_stay_in_the_others() -> None:
-    task, sim, state = upright(5000)
+    task, sim, state = upright(250)
     assert state["command"].abs().max() <= FASTEST
-    assert (state["command"].std(dim=0) - FASTEST / 3**0.5).abs().max() < 0.05
-    after = task.update(sim, dict(state), BatchDraws(5000, torch.Generator().manual_seed(1), torch.float64))
-    changed = (after["command"] != state["command"]).all(dim=1)
-    assert (after["command"] == state["command"]).all(dim=1).eq(~changed).all()
-    assert changed.double().mean() == pytest.approx(0.05 / 3.0, abs=0.006)
+    assert (state["command"].std(dim=0) - FASTEST / 3**0.5).abs().max() < 0.1 * FASTEST
+    random, changes = BatchDraws(250, torch.Generator().manual_seed(1), torch.float64), []
+    for _ in range(20):
+        after = task.update(sim, dict(state), random)
+        changed = (after["command"] != state["command"]).all(dim=1)
+        assert (after["command"] == state["command"]).all(dim=1).eq(~changed).all()
+        changes.append(changed.double().mean())
+    assert torch.stack(changes).mean() == pytest.approx(0.05 / 3.0, abs=0.006)
 
 
 def test_tracking_is_paid_and_effort_costs() -> None:
