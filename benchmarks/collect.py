@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from benchmarks.provenance import PLACES
 from gorl_robotics import checkpoint
 from gorl_robotics.errors import InputError
 
 CURVE = ("steps", "return/monitor_mean", "return/monitor_p10", "reward/training_mean", "time/elapsed")
 POINTS = 400  # at most, of a curve
-PLACES = ("runs", "resume", "checkpoint", "config")  # settings that say where files were, not what was done
 
 
 def collect(run: Path) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from gorl_robotics import __version__, run_folder
 from gorl_robotics.files import atomic
 
 RESULTS = Path(__file__).parent / "results"
+# What says where files were, not what was done: no other machine has those folders.
+PLACES = ("runs", "resume", "checkpoint", "config")
+_PLACE_OPTIONS = ("--out", "--runs", "--figure", "--trace")
 PACKAGES = ("torch", "warp-lang", "mujoco", "mujoco-warp", "numpy", "triton", "numba")
 
 
@@ -25,13 +28,13 @@ def provenance(command: Sequence[str], commit: str = "", gpu: str | None = None)
     """What a result file says about its origin.
 
     Args:
-        command: the arguments behind `python`.
+        command: the arguments behind `python`; places of files are left out.
         commit: of the code, where no git history is beside it that would tell.
         gpu: the only one that the command sees, as CUDA_VISIBLE_DEVICES names it; by default what this process sees.
     """
     name = commit or str(run_folder.provenance()["commit"])
     return {
-        "command": shlex.join(["python", *command]),
+        "command": shlex.join(["python", *_without_places(command)]),
         "commit": name.removesuffix("-dirty"),
         "dirty": name.endswith("-dirty"),
         "hardware": hardware(gpu),
@@ -74,6 +77,18 @@ def read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _without_places(command: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        name = word.partition("=")[0]
+        if name in _PLACE_OPTIONS and name == word:
+            next(words, None)  # its value
+        elif name not in (*_PLACE_OPTIONS, *PLACES):
+            kept.append(word)
+    return kept
 
 
 def _gpus(visible: str | None) -> list[str]:

@@ -28,8 +28,7 @@ from rich.table import Table
 
 import tasks
 from benchmarks.arguments import apart, as_arguments, checked, whole
-from benchmarks.collect import PLACES
-from benchmarks.provenance import RESULTS, provenance, write
+from benchmarks.provenance import PLACES, RESULTS, provenance, write
 from benchmarks.stages import Bench
 from benchmarks.start import start
 from gorl_robotics import methods
@@ -56,7 +55,7 @@ def main() -> None:
         "task": arguments.task,
         **provenance(["-m", "benchmarks.throughput", *sys.argv[1:]], arguments.commit),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "settings": given,
+        "settings": {name: value for name, value in given.items() if name not in PLACES},
         "measurements": [],
     }
     out = arguments.out or _usual_file(result)

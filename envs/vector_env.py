@@ -166,9 +166,12 @@ class VectorEnv:
         state = task.update(sim, self.state, self._draws)
         terms = task.observe(sim, state)
         keep = finite.unsqueeze(1)
-        seen = self._seen(concatenate(terms), self._draws)
+        observation, privileged = concatenate(terms), task.privileged(sim, state)
+        seen = self._seen(observation, self._draws)
         step.terminal_observation.copy_(seen.where(keep, step.observation))
-        critic = self._with_told(concatenate({**terms, **task.privileged(sim, state)}))
+        critic = self._with_told(
+            torch.cat([observation, concatenate(privileged)], dim=1) if privileged else observation
+        )
         step.terminal_critic_observation.copy_(critic.where(keep, step.critic_observation))
         step.observation.copy_(step.terminal_observation)
         step.critic_observation.copy_(step.terminal_critic_observation)

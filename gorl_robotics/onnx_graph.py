@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,23 +44,12 @@ def write(path: Path, graph: Graph, metadata: str | None = None) -> dict[str, np
         ExportError: torch cannot trace the function.
     """
     module, inputs = graph.module.eval(), tuple(graph.examples.values())
-    batch = torch.export.Dim("batch")
-    with _quiet(), torch.no_grad():
-        try:
-            program = torch.onnx.export(
-                module,
-                inputs,
-                dynamo=True,
-                opset_version=_OPSET,
-                input_names=list(graph.examples),
-                output_names=list(graph.outputs),
-                dynamic_shapes=(tuple({0: batch} for _ in inputs),),  # one entry for forward's one parameter
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise _untraceable(path.name, error.__cause__ or error) from error
+    try:
+        program = translate(module, inputs, list(graph.examples), list(graph.outputs))
+    except torch.onnx.OnnxExporterError as error:
+        raise _untraceable(path.name, error.__cause__ or error) from error
+    with torch.no_grad():
         results = module(*inputs)
-    assert program is not None
     model = program.model_proto
     _tidy(model.graph)
     if metadata is not None:
@@ -67,6 +57,39 @@ def write(path: Path, graph: Graph, metadata: str | None = None) -> dict[str, np
     onnx.save(model, path)
     results = results if isinstance(results, tuple) else (results,)
     return {name: value.numpy() for name, value in zip(graph.outputs, results, strict=True)}
+
+
+def translate(
+    module: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]
+) -> torch.onnx.ONNXProgram:
+    """A function of tensors, batch first, as an ONNX program with a free batch size.
+
+    Raises:
+        torch.onnx.OnnxExporterError: torch cannot trace it; the cause says where.
+    """
+    batch = torch.export.Dim("batch")
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=(tuple({0: batch} for _ in inputs),),  # one entry for forward's one parameter
+            verbose=False,
+        )
+    assert program is not None
+    return program
+
+
+def difference(want: np.ndarray, got: np.ndarray, scale: np.ndarray | None = None) -> float:
+    """The largest difference, in units of `scale`; by default of 1, or of the number itself if that is larger."""
+    if want.dtype.kind != "f":
+        return float(np.not_equal(got, want).any())
+    unit = np.maximum(np.abs(want), 1.0) if scale is None else scale
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    return float(np.where(same, 0.0, np.abs(got - want) / unit).max())
 
 
 def _untraceable(file: str, cause: BaseException) -> ExportError:
@@ -95,12 +118,7 @@ def check(path: Path, graph: Graph, expected: Mapping[str, np.ndarray], scale: n
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     feed = {item.name: graph.examples[item.name].numpy() for item in session.get_inputs()}
     for (name, want), got in zip(expected.items(), session.run(list(expected), feed), strict=True):
-        if want.dtype.kind != "f":
-            wrong = float(np.not_equal(got, want).any())
-        else:
-            unit = np.maximum(np.abs(want), 1.0) if scale is None else scale
-            same = (got == want) | (np.isnan(got) & np.isnan(want))
-            wrong = float(np.where(same, 0.0, np.abs(got - want) / unit).max())
+        wrong = difference(want, got, scale)
         if not wrong <= TOLERANCE:
             raise ExportError(
                 f"{path.name}: {name!r} of onnxruntime differs from torch's by {wrong:.1e}, at most {TOLERANCE:.0e} is "
@@ -110,11 +128,11 @@ def check(path: Path, graph: Graph, expected: Mapping[str, np.ndarray], scale: n
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its own workings by warnings and log lines; none is of use to who trains a robot."""
+    """The exporter's warnings, log lines and printed graphs tell of its own workings; nobody needs them here."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -12,6 +12,7 @@ import torch
 from running import here
 
 from benchmarks import stages, throughput, timing
+from benchmarks.provenance import provenance
 from benchmarks.start import start
 from benchmarks.throughput import DEFAULT_STAGES, STAGES
 from gorl_robotics.errors import InputError
@@ -159,3 +160,8 @@ def test_stages_are_checked_before_anything_is_built(tmp_path: Path) -> None:
     assert code == 2
     assert "did you mean 'physics'?" in out
     assert set(DEFAULT_STAGES) < set(STAGES)
+
+
+def test_a_command_is_told_without_the_places_of_its_files() -> None:
+    given = ["-m", "benchmarks.x", "--out", "/a/b.json", "--trace=/c", "runs=/d", "--num-envs", "64", "ppo.clip=0.1"]
+    assert provenance(given, "abc")["command"] == "python -m benchmarks.x --num-envs 64 ppo.clip=0.1"
