@@ -8,7 +8,6 @@ Read from `Trainer.train` on: it is the algorithm. `python train.py --help` list
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +107,19 @@ class Trainer:
         """Fast time scale: rollouts and PPO updates until the stage's steps are used up; False if asked to stop."""
         progress, samples = self.progress, distributed.size() * self.collector.rollout.samples
         self.display.doing("training")
+        progress.begin()
         # Any process that is asked to stop stops all of them, after the same iteration.
         while not (stopping := distributed.any_process(self._asked_to_stop)) and progress.steps + samples <= stage_end:
-            begin = time.monotonic()
             rollout = self.collector.collect()
             progress.advance(samples)
             recorder.add(progress.steps)
             self.learner.update(rollout)
-            self.env.check()
-            # Asked of all here, where a process that the check has ended is noticed before any waits for it on a GPU.
-            due = distributed.any_process(self.checkpointer.due())
-            progress.report(self.collector, self.learner, samples / (time.monotonic() - begin))
-            if due:
+            progress.report(self.collector, self.learner, samples)
+            # Asked of all here, where a process that has ended is noticed before any waits for it on a GPU.
+            if distributed.any_process(self.checkpointer.due()):
+                progress.flush()
                 self.checkpointer.save(progress, recorder)
+        progress.flush()
         return not stopping
 
     def refit(self, recorder: Recorder) -> None:

@@ -78,8 +78,12 @@ class NativeSimulation(Simulation):
         """Contacts and constraint rows of every world at present, each (N,)."""
         return torch.from_numpy(self._batch.bind("ncon")), torch.from_numpy(self._batch.bind("nefc"))
 
-    def check(self) -> None:
-        """MuJoCo C grows its buffers by itself: nothing can overflow."""
+    def faults(self) -> Tensor:
+        """None: MuJoCo C grows its buffers by itself."""
+        return torch.zeros(0, dtype=torch.int64)
+
+    def judge(self, faults: Tensor) -> None:
+        """Nothing can overflow."""
 
     def _derive(self, mask: Tensor) -> None:
         self._batch.set_const(mask.numpy())

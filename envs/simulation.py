@@ -59,9 +59,17 @@ class Simulation(Fields):
     def forward(self) -> None:
         """Computes everything that derives from the present state, without advancing it."""
 
-    @abstractmethod
     def check(self) -> None:
-        """Raises SimulationError if a contact or constraint buffer has overflowed since the last check."""
+        """Raises SimulationError if a contact or constraint buffer has overflowed since the last; the host waits."""
+        self.judge(self.faults())
+
+    @abstractmethod
+    def faults(self) -> Tensor:
+        """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
+
+    @abstractmethod
+    def judge(self, faults: Tensor) -> None:
+        """Raises SimulationError if a contact or constraint buffer had overflowed."""
 
     def place(
         self, mask: Tensor, qpos: Tensor, qvel: Tensor, mocap_pos: Tensor | None, mocap_quat: Tensor | None

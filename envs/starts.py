@@ -57,8 +57,10 @@ class Starts:
             for name, (shape, dtype) in layout.state.items()
         }
         self._observation = torch.zeros(self.size, layout.observation_size, device=device)
-        wider = layout.observation_size + sum(layout.privileged.values())
-        self._critic = torch.zeros(self.size, wider, device=device)
+        self._critic = self._observation
+        if layout.privileged:
+            wider = layout.observation_size + sum(layout.privileged.values())
+            self._critic = torch.zeros(self.size, wider, device=device)
         self._everyone = torch.ones(self.size, dtype=torch.bool, device=device)
 
     def fill(self, random: Draws, mask: Tensor | None = None) -> None:
@@ -75,19 +77,21 @@ class Starts:
             target.copy_(start.state[name].to(target.dtype).where(keep, target))
         observation = task.observe(sim, self._state)
         self._observation.copy_(concatenate(observation))
-        self._critic.copy_(concatenate({**observation, **task.privileged(sim, self._state)}))
+        if self._layout.privileged:
+            self._critic.copy_(concatenate({**observation, **task.privileged(sim, self._state)}))
 
     def rows(self, index: Tensor) -> Start:
         """The starts at `index` (N,), as new tensors."""
         sim, mocap = self.simulation, self.simulation.model.nmocap > 0
+        observation = self._observation[index]
         return Start(
             qpos=sim.qpos[index],
             qvel=sim.qvel[index],
             mocap_pos=sim.mocap_pos[index] if mocap else None,
             mocap_quat=sim.mocap_quat[index] if mocap else None,
             state={name: value[index] for name, value in self._state.items()},
-            observation=self._observation[index],
-            critic_observation=self._critic[index],
+            observation=observation,
+            critic_observation=self._critic[index] if self._layout.privileged else observation,
         )
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -21,17 +21,20 @@ class Step:
     truncated: Tensor  # (W,) bool: the time limit was reached, or the episode was cut short for practice
 
     @staticmethod
-    def empty(num_worlds: int, observation_size: int, critic_observation_size: int, device: torch.device) -> Step:
-        """Buffers of zeros."""
+    def empty(
+        num_worlds: int, observation_size: int, critic_observation_size: int, device: torch.device, same: bool = False
+    ) -> Step:
+        """Buffers of zeros; those of the critic are the policy's if both see the `same`."""
 
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(num_worlds, *size, dtype=dtype, device=device)
 
+        seen, terminal = zeros(observation_size), zeros(observation_size)
         return Step(
-            observation=zeros(observation_size),
-            critic_observation=zeros(critic_observation_size),
-            terminal_observation=zeros(observation_size),
-            terminal_critic_observation=zeros(critic_observation_size),
+            observation=seen,
+            critic_observation=seen if same else zeros(critic_observation_size),
+            terminal_observation=terminal,
+            terminal_critic_observation=terminal if same else zeros(critic_observation_size),
             reward=zeros(),
             terminated=zeros(dtype=torch.bool),
             truncated=zeros(dtype=torch.bool),

@@ -169,12 +169,13 @@ class VectorEnv:
         observation, privileged = concatenate(terms), task.privileged(sim, state)
         seen = self._seen(observation, self._draws)
         step.terminal_observation.copy_(seen.where(keep, step.observation))
-        critic = self._with_told(
-            torch.cat([observation, concatenate(privileged)], dim=1) if privileged else observation
-        )
-        step.terminal_critic_observation.copy_(critic.where(keep, step.critic_observation))
         step.observation.copy_(step.terminal_observation)
-        step.critic_observation.copy_(step.terminal_critic_observation)
+        if not self._critic_sees_the_same:
+            critic = self._with_told(
+                torch.cat([observation, concatenate(privileged)], dim=1) if privileged else observation
+            )
+            step.terminal_critic_observation.copy_(critic.where(keep, step.critic_observation))
+            step.critic_observation.copy_(step.terminal_critic_observation)
         for name, value in self.state.items():
             value.copy_(state[name])
 
@@ -193,13 +194,22 @@ class VectorEnv:
 
     def check(self) -> None:
         """Raises SimulationError if a buffer overflowed, or over 1 % of the worlds went non-finite, since the last."""
+        self.judge(self.faults())
+
+    def faults(self) -> Tensor:
+        """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
+        faults = torch.cat([self._nonfinite.view(1), self.sim.faults(), self.starts.simulation.faults()])
+        self._nonfinite.zero_()
+        return faults
+
+    def judge(self, faults: Tensor) -> None:
+        """Raises SimulationError if what was wrong is too much; counts the worlds that had become non-finite."""
+        lost, own = int(faults[0]), faults[1:]
         try:
-            for simulation in (self.sim, self.starts.simulation):
-                simulation.check()
+            for simulation, part in zip((self.sim, self.starts.simulation), own.chunk(2), strict=False):
+                simulation.judge(part)
         except SimulationError as error:
             raise SimulationError(f"{self.task.name}: {error}") from error
-        lost = int(self._nonfinite)
-        self._nonfinite.zero_()
         self.total_nonfinite += lost
         if lost > max(1.0, 0.01 * self.num_worlds):
             raise SimulationError(
@@ -229,7 +239,10 @@ class VectorEnv:
 
     def _allocate(self) -> None:
         worlds, device = self.num_worlds, self.device
-        self.buffers = Step.empty(worlds, self.observation_size, self.critic_observation_size, device)
+        self._critic_sees_the_same = not self.layout.privileged and self.randomisation is None and self._noise is None
+        self.buffers = Step.empty(
+            worlds, self.observation_size, self.critic_observation_size, device, self._critic_sees_the_same
+        )
         self.episodes = Episodes(worlds, self.task.episode_length, device)
         self.state = {
             name: torch.zeros(worlds, *shape, dtype=dtype, device=device)
@@ -267,8 +280,9 @@ class VectorEnv:
         step = self.buffers
         seen = self._seen(start.observation, self._draws_of(mask))
         step.observation.copy_(seen.where(column, step.observation))
-        critic = self._with_told(start.critic_observation)
-        step.critic_observation.copy_(critic.where(column, step.critic_observation))
+        if not self._critic_sees_the_same:
+            critic = self._with_told(start.critic_observation)
+            step.critic_observation.copy_(critic.where(column, step.critic_observation))
         if self.randomisation is not None:
             self.randomisation.due.logical_or_(mask)
 

@@ -139,20 +139,21 @@ class WarpSimulation(Simulation):
         """Computes everything that derives from the present state."""
         self._run_forward()
 
-    def check(self) -> None:
-        """Raises SimulationError if contacts or constraint rows did not fit; synchronises with the device.
+    def faults(self) -> Tensor:
+        """How many worlds had more contacts or constraint rows than fit, and in how many each capacity was too small.
 
         Only the capacity bits count: the solver's iteration bits are set all the time and are no fault.
         """
-        capacity = 0
-        for bit in _CAPACITY:
-            capacity |= int(bit)
-        bits = self._overflow & capacity
+        full = torch.stack([(self._overflow & int(bit)) != 0 for bit in _CAPACITY])
         self._overflow.zero_()
-        if not bool(bits.any()):
+        return torch.cat([full.any(dim=0).sum().view(1), full.sum(dim=1)])
+
+    def judge(self, faults: Tensor) -> None:
+        """Raises SimulationError if contacts or constraint rows did not fit."""
+        worlds, *each = faults.tolist()
+        if not worlds:
             return
-        settings = {name for bit, name in _CAPACITY.items() if bool((bits & int(bit)).any())}
-        worlds = int((bits != 0).sum())
+        settings = {name for name, count in zip(_CAPACITY.values(), each, strict=True) if count}
         raise SimulationError(
             f"{worlds} of {self.num_worlds} worlds had more contacts or constraints than fit; "
             f"raise the task's {' and '.join(sorted(settings))} "

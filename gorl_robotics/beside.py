@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -16,10 +17,11 @@ B = TypeVar("B")
 
 
 class Beside:
-    """Calls two functions and returns both results; safe to capture in a CUDA graph.
+    """Calls two functions and returns both results.
 
     Neither may change what the other reads: then the results are to the bit those of one call after the other, which
-    is what is done where this process has a single core.
+    is what is done where this process has a single core. On a GPU the second function's work may go on while the
+    caller does other things; before anything uses its results or changes what it reads there must be a `join`.
 
     Args:
         device: where the functions work.
@@ -29,13 +31,17 @@ class Beside:
     def __init__(self, device: torch.device, threads: int) -> None:
         cuda = device.type == "cuda"
         cores = min(distributed.threads(threads) or 2, len(os.sched_getaffinity(0)))
-        self._stream = torch.cuda.Stream() if cuda else None
+        # Collectives of captured graphs must not run at once, see `distributed`: several processes take turns.
+        self._stream = torch.cuda.Stream(device) if cuda and distributed.size() == 1 else None
         self._thread = _thread() if not cuda and cores > 1 else None
 
     def __call__(self, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
         """Raises what either function raised, when both have ended."""
         if self._stream is not None:
-            return _streamed(self._stream, first, second)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            result = first()
+            with torch.cuda.stream(self._stream):
+                return result, second()
         if self._thread is None:
             return first(), second()
         begun = self._thread.submit(first)
@@ -45,14 +51,20 @@ class Beside:
             result = begun.result()
         return result, others
 
+    def join(self) -> None:
+        """What is launched from now on waits for the second function's work; the host does not."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
 
-def _streamed(stream: torch.cuda.Stream, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        result = first()
-    others = second()
-    torch.cuda.current_stream().wait_stream(stream)
-    return result, others
+    @contextmanager
+    def behind(self) -> Iterator[None]:
+        """What is launched inside waits for all work so far, and nothing else waits for it."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
 
 
 def _thread() -> ThreadPoolExecutor:

@@ -48,7 +48,8 @@ def prepare_device(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-        torch.cuda.set_stream(torch.cuda.Stream())
+        # Before the learner's other streams: what the next rollout needs goes first.
+        torch.cuda.set_stream(torch.cuda.Stream(priority=-1))
         return device
     # The networks are small: a second thread gains little, and where cores are shared the threads spend their time
     # waiting for one another. The cores are the physics' to use.

@@ -59,8 +59,11 @@ class Environment(Protocol):
     def finish(self) -> Step:
         """Rewards, observations, resets."""
 
-    def check(self) -> None:
-        """Raises if the simulation cannot be trusted; called once per rollout."""
+    def faults(self) -> Tensor:
+        """What has gone wrong since the last call, (n,) on the device; called once per rollout."""
+
+    def judge(self, faults: Tensor) -> None:
+        """Raises if the simulation could not be trusted, given what `faults` gave, now on the host."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly from here."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from gorl_robotics.advantages import advantages
 from gorl_robotics.beside import Beside
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
+from gorl_robotics.later import Later
 from gorl_robotics.networks import Normaliser, gaussian_entropy, gaussian_log_prob, mlp
 from gorl_robotics.policy import Policy, PolicyLoss
 from gorl_robotics.rollout import Rollout
@@ -94,7 +97,8 @@ class Learner:
         self._allocate(samples, device)
         # Both halves call collectives, which several processes must do in one order: on a CPU that takes one thread.
         self._beside = Beside(device, config.threads if cuda or distributed.size() == 1 else 1)
-        self._minibatch_update = captured(self._update_minibatch, device)
+        self._policy_minibatch = captured(self._improve_policy, device)
+        self._critic_minibatch = captured(self._improve_critic, device)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -109,23 +113,36 @@ class Learner:
         return rate
 
     def update(self, rollout: Rollout) -> None:
-        """One PPO update from a rollout; the statistics of observations are taken in afterwards."""
+        """One PPO update from a rollout; the statistics of observations are taken in afterwards.
+
+        Policy and critic share nothing. On a GPU the critic is not waited for: it learns while the next rollout is
+        collected, which needs the policy alone.
+        """
+        self._beside.join()
         self._load(rollout)
-        self._sums.zero_()
-        for _ in range(self.config.epochs):
-            permutation = torch.randperm(rollout.samples, device=self._order.device, generator=self._generator)
-            self._order.copy_(permutation.view_as(self._order))
-            self._index.zero_()
-            for _ in range(self.config.minibatches):
-                self._minibatch_update()
+        self._policy_sums.zero_()
+        self._value_sum.zero_()
+        for order in self._order.view(self.config.epochs, -1):
+            order.copy_(torch.randperm(len(order), device=order.device, generator=self._generator))
+        self._policy_turn.zero_()
+        self._critic_turn.zero_()
+        self._beside(
+            lambda: self._each_minibatch(self._policy_minibatch), lambda: self._each_minibatch(self._critic_minibatch)
+        )
         self.policy.normaliser.update(rollout.observation)
         self.critic_normaliser.update(rollout.critic_observation)
 
     def metrics(self) -> Tensor:
         """Means over the last update's minibatches and all processes, named by `metric_names`; still on the device."""
-        means = self._sums / (self.config.epochs * self.config.minibatches)
-        distributed.average(means)
-        return means
+        self._beside.join()
+        return self._means()
+
+    def metrics_later(self, others: Tensor) -> Later:
+        """The values of `others` (n,) and then `metrics`, without making any work wait for the critic."""
+        with self._beside.behind():
+            if others.is_cuda:
+                others.record_stream(torch.cuda.current_stream())  # its memory is in use until then
+            return Later(torch.cat([others, self._means()]))
 
     def restart_policy(self, regularisation: float) -> None:
         """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept."""
@@ -139,6 +156,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the policy's own weights."""
+        self._beside.join()
         return {
             "critic": self.critic.state_dict(),
             "critic_normaliser": self.critic_normaliser.state_dict(),
@@ -185,27 +203,33 @@ class Learner:
     def _values(self, observation: Tensor) -> Tensor:
         return self.critic(self.critic_normaliser(observation)).squeeze(-1)
 
-    def _update_minibatch(self) -> None:
-        rows = self._order.index_select(0, self._index).squeeze(0)
-        self._index.add_(1)
-        # Policy and critic share nothing: the policy's many small kernels run beside the critic's few large ones.
-        sums, value_loss = self._beside(lambda: self._improve_policy(rows), lambda: self._improve_critic(rows))
-        self._sums.add_(torch.cat([sums, value_loss.unsqueeze(0)]))
+    def _means(self) -> Tensor:
+        means = torch.cat([self._policy_sums, self._value_sum]) / (self.config.epochs * self.config.minibatches)
+        distributed.average(means)
+        return means
 
-    def _improve_policy(self, rows: Tensor) -> Tensor:
+    def _each_minibatch(self, improve: Callable[[], None]) -> None:
+        for _ in range(self.config.epochs * self.config.minibatches):
+            improve()
+
+    def _improve_policy(self) -> None:
+        rows = self._order.index_select(0, self._policy_turn).squeeze(0)
         minibatch = {name: buffer[rows] for name, buffer in self._read.items()}
         minibatch["observation"], minibatch["advantage"] = self._observation[rows], self._advantage[rows]
         terms = self.policy.loss(minibatch, self.config, self.regularisation)
         self._descend(terms.loss, self.policy.trained, self.policy_optimizer)
         distributed.average(terms.kl)
         self._adapt_rate(terms.kl)
-        return torch.stack([term.detach() for term in terms if term is not None])
+        self._policy_sums.add_(torch.stack([term.detach() for term in terms if term is not None]))
+        self._policy_turn.add_(1)
 
-    def _improve_critic(self, rows: Tensor) -> Tensor:
+    def _improve_critic(self) -> None:
+        rows = self._order.index_select(0, self._critic_turn).squeeze(0)
         error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
         value_loss = (error**2).mean()
         self._descend(0.5 * value_loss, self.critic, self.critic_optimizer)
-        return value_loss.detach()
+        self._value_sum.add_(value_loss.detach())
+        self._critic_turn.add_(1)
 
     def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -224,11 +248,11 @@ class Learner:
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*size, dtype=dtype, device=device)
 
-        minibatches = self.config.minibatches
+        epochs, minibatches = self.config.epochs, self.config.minibatches
         self._observation = zeros(samples, self.policy.normaliser.mean.shape[0])
         self._critic_observation = zeros(samples, self.critic_normaliser.mean.shape[0])
         self._advantage, self._target = zeros(samples), zeros(samples)
         self._read = {name: zeros(samples, *size) for name, size in self.policy.reads.items()}
-        self._order = zeros(minibatches, samples // minibatches, dtype=torch.int64)
-        self._index = zeros(1, dtype=torch.int64)
-        self._sums = zeros(len(self.metric_names))
+        self._order = zeros(epochs * minibatches, samples // minibatches, dtype=torch.int64)
+        self._policy_turn, self._critic_turn = (zeros(1, dtype=torch.int64) for _ in range(2))  # rows of `_order`
+        self._policy_sums, self._value_sum = zeros(len(self.metric_names) - 1), zeros(1)

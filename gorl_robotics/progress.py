@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from gorl_robotics import distributed
 from gorl_robotics.display import Display
+from gorl_robotics.environment import Environment
 from gorl_robotics.evaluation import Evaluation
+from gorl_robotics.later import Later
 from gorl_robotics.metrics import MetricsLog
 from gorl_robotics.ppo import METRICS, Learner
 from gorl_robotics.rollout import Collector
@@ -52,6 +54,8 @@ class Progress:
         self.steps = self.iteration = self.stage = 0
         self.evaluation: dict[str, Any] | None = None
         self._before, self._since = 0.0, time.monotonic()
+        self._reported_at = self._since
+        self._pending: Callable[[], None] = _nothing
         if saved:
             self.stage, self.steps, self.iteration = saved["stage"], saved["steps"], saved["iteration"]
             self._before, self.evaluation = saved["elapsed"], saved["evaluation"]
@@ -74,27 +78,53 @@ class Progress:
         self.steps += steps
         self.iteration += 1
 
-    def report(self, collector: Collector, learner: Learner, speed: float) -> None:
-        """Reports an iteration, over the worlds of all processes: one transfer from the device.
+    def begin(self) -> None:
+        """Iterations follow from here; what was done before counts in no speed."""
+        self._reported_at = time.monotonic()
+
+    def report(self, collector: Collector, learner: Learner, samples: int) -> None:
+        """Reports an iteration, over the worlds of all processes, as soon as the next one has been launched.
 
         Args:
             collector: with its last rollout.
             learner: which has learnt from it.
-            speed: environment steps per second.
+            samples: environment steps of the iteration, of all processes.
         """
-        returns = distributed.gather(collector.env.last_return)[:, collector.env.num_envs :].flatten()
-        reward, metrics = collector.rollout.reward.mean(), learner.metrics()
+        env, reward = collector.env, collector.rollout.reward.mean()
+        returns = distributed.gather(env.last_return)[:, env.num_envs :].flatten()
         distributed.average(reward)
+        numbers = torch.stack([returns.nanmean(), returns.nanquantile(0.1), reward, learner.policy_rate])
+        counts = self._counts()
+        faults, values = Later(env.faults()), learner.metrics_later(numbers)
+        names = (*_REPORTED, *learner.metric_names)
+        before, self._pending = self._pending, lambda: self._tell(env, faults, values, names, counts, samples)
+        before()
+
+    def flush(self) -> None:
+        """Reports what is still under way; before anything is saved, for it judges the environment."""
+        pending, self._pending = self._pending, _nothing
+        pending()
+
+    def _tell(
+        self,
+        env: Environment,
+        faults: Later,
+        values: Later,
+        names: Sequence[str],
+        counts: Mapping[str, int],
+        samples: int,
+    ) -> None:
+        env.judge(faults.now())
+        row = dict(zip(names, values.now().tolist(), strict=True))
         if not distributed.is_main():
             return
-        numbers = torch.stack([returns.nanmean(), returns.nanquantile(0.1), reward, learner.policy_rate])
-        values = torch.cat([numbers, metrics]).tolist()
-        row = dict(zip((*_REPORTED, *learner.metric_names), values, strict=True))
-        self._write({**row, "time/steps_per_second": speed})
+        now = time.monotonic()
+        speed, self._reported_at = samples / (now - self._reported_at), now
+        self._write({**row, "time/steps_per_second": speed}, counts)
         mean = row["return/monitor_mean"]
         self._display.update(
-            stage=self.stage + 1,
-            steps=self.steps,
+            stage=counts["stage"],
+            steps=counts["steps"],
             steps_per_second=speed,
             monitor_return=None if mean != mean else mean,  # NaN while no episode has ended
             extra={name: row[column] for name, column in _SHOWN.items() if column in row},
@@ -112,7 +142,7 @@ class Progress:
         unknown = torch.full_like(result.stochastic, float("nan"))
         known = {**starts, "return": torch.cat([result.deterministic, unknown])}
         self.evaluation = {"steps": self.steps, "summary": summary, "initial_states": known}
-        self._write({f"evaluation/{name}": value for name, value in summary.items()})
+        self._write({f"evaluation/{name}": value for name, value in summary.items()}, self._counts())
         self._display.note(
             f"{when}: {self.steps:,} steps, return {summary['deterministic_mean']:.1f} "
             f"(10th percentile {summary['deterministic_p10']:.1f}), "
@@ -124,11 +154,17 @@ class Progress:
         if self._log is not None:
             self._log.close()
 
-    def _write(self, values: Mapping[str, float]) -> None:
+    def _counts(self) -> dict[str, int]:
+        return {"steps": self.steps, "iteration": self.iteration, "stage": self.stage + 1}
+
+    def _write(self, values: Mapping[str, float], counts: Mapping[str, int]) -> None:
         assert self._log is not None
-        counts = {"steps": self.steps, "iteration": self.iteration, "stage": self.stage + 1}
         self._log.write({**counts, **dict.fromkeys(_COLUMNS, ""), **values, "time/elapsed": self._elapsed()})
 
     def _elapsed(self) -> float:
         """Seconds of training, those before an interruption included."""
         return self._before + time.monotonic() - self._since
+
+
+def _nothing() -> None:
+    """Nothing is under way."""

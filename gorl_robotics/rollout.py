@@ -16,7 +16,10 @@ from gorl_robotics.policy import Policy
 
 @dataclass(frozen=True)
 class Rollout:
-    """T control steps of the N worlds that are learnt from; every tensor (T, N, ...), overwritten by each rollout."""
+    """T control steps of the N worlds that are learnt from; every tensor (T, N, ...), overwritten by each rollout.
+
+    Where the critic sees what the policy sees, both observations are one tensor.
+    """
 
     observation: Tensor
     critic_observation: Tensor
@@ -36,12 +39,14 @@ class Rollout:
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(steps, env.num_envs, *size, dtype=dtype, device=env.device)
 
-        seen, critic, nu = env.observation_size, env.critic_observation_size, env.action_size
+        critic, nu = env.critic_observation_size, env.action_size
+        seen, terminal = zeros(env.observation_size), zeros(env.observation_size)
+        same = env.buffers.critic_observation is env.buffers.observation
         return Rollout(
-            observation=zeros(seen),
-            critic_observation=zeros(critic),
-            terminal_observation=zeros(seen),
-            terminal_critic_observation=zeros(critic),
+            observation=seen,
+            critic_observation=seen if same else zeros(critic),
+            terminal_observation=terminal,
+            terminal_critic_observation=terminal if same else zeros(critic),
             latent=zeros(nu),
             action=zeros(nu),
             reward=zeros(),
@@ -87,6 +92,7 @@ class Collector:
         self.env, self.policy, self.steps = env, policy, steps
         self.rollout = Rollout.empty(env, steps, policy.reads)
         self._generator = generator
+        self._critic_sees_more = env.buffers.critic_observation is not env.buffers.observation
         self._t = torch.zeros(1, dtype=torch.int64, device=env.device)
         self._noise = torch.zeros(env.num_worlds, policy.noise_size, device=env.device)
         self._finish = captured(self._finish_step, env.device, [env.generator])
@@ -112,7 +118,8 @@ class Collector:
         sample = self.policy.act(before.observation, self._noise, self._generator)
         env.apply(sample.action)
         self._store("observation", before.observation)
-        self._store("critic_observation", before.critic_observation)
+        if self._critic_sees_more:
+            self._store("critic_observation", before.critic_observation)
         self._store("latent", sample.latent)
         self._store("action", sample.decoded)
         for name in self.rollout.stored:
@@ -120,14 +127,10 @@ class Collector:
 
     def _finish_step(self) -> None:
         step = self.env.finish()
-        for name in (
-            "terminal_observation",
-            "terminal_critic_observation",
-            "reward",
-            "terminated",
-            "truncated",
-        ):
+        for name in ("terminal_observation", "reward", "terminated", "truncated"):
             self._store(name, getattr(step, name))
+        if self._critic_sees_more:
+            self._store("terminal_critic_observation", step.terminal_critic_observation)
         self._t.add_(1)
 
     def _store(self, name: str, value: Tensor) -> None:

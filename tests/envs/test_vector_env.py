@@ -219,7 +219,7 @@ def test_more_than_one_percent_of_nonfinite_worlds_is_an_error() -> None:
 
 def test_an_overflow_names_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     env = slider_env(1)
-    monkeypatch.setattr(env.sim, "check", Mock(side_effect=SimulationError("raise njmax")))
+    monkeypatch.setattr(env.sim, "judge", Mock(side_effect=SimulationError("raise njmax")))
     with pytest.raises(SimulationError, match=r"^Slider: raise njmax$"):
         env.check()
 

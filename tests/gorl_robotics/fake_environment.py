@@ -93,8 +93,11 @@ class FakeEnvironment:
         self._observe(step.observation, step.critic_observation)
         return step
 
-    def check(self) -> None:
-        self.checked += 1
+    def faults(self) -> Tensor:
+        return torch.ones(1, dtype=torch.int64, device=self.device)
+
+    def judge(self, faults: Tensor) -> None:
+        self.checked += int(faults)
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"x": self._x, "age": self._age, "episode": self._episode}

@@ -186,16 +186,15 @@ def halves_threads(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> dict[st
     """The names of the threads in which the halves of updates to come have run to their ends."""
     found = {}
 
-    def watched(half: str, improve: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def improved(rows: Tensor) -> Tensor:
-            result = improve(rows)
+    def watched(half: str, improve: Callable[[], None]) -> Callable[[], None]:
+        def improved() -> None:
+            improve()
             found[half] = threading.current_thread().name
-            return result
 
         return improved
 
     for half in ("policy", "critic"):
-        name = f"_improve_{half}"
+        name = f"_{half}_minibatch"
         monkeypatch.setattr(learner, name, watched(half, getattr(learner, name)))
     return found
 
@@ -236,11 +235,11 @@ def test_a_half_that_fails_fails_the_update_and_leaves_nothing_running(
     where, other = halves_threads(setup.learner, monkeypatch), {"policy": "critic", "critic": "policy"}[half]
     setup.iterate(1)
 
-    def fails(rows: Tensor) -> Tensor:
+    def fails() -> None:
         raise ArithmeticError(half)
 
     with monkeypatch.context() as patched:
-        patched.setattr(setup.learner, f"_improve_{half}", fails)
+        patched.setattr(setup.learner, f"_{half}_minibatch", fails)
         where.clear()
         with pytest.raises(ArithmeticError, match=half):
             setup.iterate(1)
@@ -251,10 +250,8 @@ def test_a_half_that_fails_fails_the_update_and_leaves_nothing_running(
 
 def test_every_sample_is_used_once_in_an_epoch() -> None:
     setup = Setup(small_config(ppo__epochs=2))
-    used: list[Tensor] = []
-    setup.learner._minibatch_update = lambda: used.append(setup.learner._order.clone())  # type: ignore[method-assign]
     setup.iterate(1)
-    first, second = used[0].flatten(), used[4].flatten()
+    first, second = (order.flatten() for order in setup.learner._order.chunk(2))
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(48))
     assert not torch.equal(first, second)
 

@@ -1,0 +1,75 @@
+"""Progress: an iteration is told once the next one is under way, and everything before anything is saved."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_environment import FakeEnvironment, small_config
+from rich.console import Console
+
+from gorl_robotics.display import Display
+from gorl_robotics.methods.gorl import GorlPolicy
+from gorl_robotics.ppo import Learner
+from gorl_robotics.progress import Progress
+from gorl_robotics.rollout import Collector
+
+
+class Run:
+    """A learner in a fake environment that reports to a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        config = small_config()
+        self.env = FakeEnvironment(config.num_envs)
+        policy, generator = GorlPolicy.from_config(config, 4, 2), torch.Generator().manual_seed(0)
+        steps = config.ppo.rollout_steps
+        self.learner = Learner(policy, 5, config, config.num_envs * steps, self.env.device, generator)
+        self.collector = Collector(self.env, policy, steps, generator)
+        self.progress = Progress(folder, Display("", 1000, 1, Console(quiet=True, force_interactive=False)))
+        self._metrics = folder / "metrics.csv"
+
+    def iterate(self) -> float:
+        """One iteration; returns the mean reward of its rollout."""
+        rollout = self.collector.collect()
+        self.progress.advance(rollout.samples)
+        self.learner.update(rollout)
+        self.progress.report(self.collector, self.learner, rollout.samples)
+        return float(rollout.reward.mean())
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(csv.DictReader(self._metrics.open())) if self._metrics.exists() else []
+
+
+def test_each_iteration_is_told_once_with_its_own_numbers(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    rewards = []
+    for told in range(3):
+        rewards.append(run.iterate())
+        assert (len(run.rows()), run.env.checked) == (told, told)  # the last one is still under way
+    for _ in range(2):  # a second time there is nothing left
+        run.progress.flush()
+        assert run.env.checked == 3
+    rows = run.rows()
+    assert [int(row["steps"]) for row in rows] == [48, 96, 144]
+    assert [float(row["reward/training_mean"]) for row in rows] == pytest.approx(rewards)
+    assert all(float(row["time/steps_per_second"]) > 0 for row in rows)
+    assert run.progress.state_dict()["rows"] == 3
+
+
+def test_a_fault_is_raised_by_the_next_report_or_the_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(faults: torch.Tensor) -> None:
+        raise ArithmeticError(int(faults))
+
+    run = Run(tmp_path)
+    monkeypatch.setattr(run.env, "judge", judge)
+    run.iterate()
+    with pytest.raises(ArithmeticError, match="1"):
+        run.progress.flush()
+    run.progress.flush()
+    run.iterate()
+    with pytest.raises(ArithmeticError, match="1"):
+        run.iterate()
+    assert run.rows() == []
