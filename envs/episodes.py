@@ -55,7 +55,7 @@ class Episodes:
             whole: (W,) bool, those that were not merely cut short.
         """
         self.paid.add_(reward)
-        self.last_return.copy_(self.paid.where(whole & self._whole, self.last_return))
+        torch.where(whole & self._whole, self.paid, self.last_return, out=self.last_return)
         self.paid.masked_fill_(done, 0.0)
         self.step.masked_fill_(done, 0)
         self._whole.logical_or_(done)

@@ -34,4 +34,4 @@ class Practice:
 
     def begin(self, done: Tensor) -> None:
         """New episodes in `done` (N,): they begin as the worst of all, whatever sign rewards have."""
-        self.recent.copy_(self.recent.min().where(done, self.recent))
+        torch.where(done, self.recent.min(), self.recent, out=self.recent)

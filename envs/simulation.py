@@ -129,4 +129,4 @@ class Simulation(Fields):
 
 def _write(target: Tensor, mask: Tensor, value: Tensor) -> None:
     rows = mask.view(-1, *(1,) * (target.ndim - 1))
-    target.copy_(value.to(target.dtype).where(rows, target))
+    torch.where(rows, value.to(target.dtype), target, out=target)

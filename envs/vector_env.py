@@ -151,7 +151,8 @@ class VectorEnv:
     def finish(self) -> Step:
         """Pays, observes and counts the step, and starts the next episode where one has ended."""
         sim, task, step = self.sim, self.task, self.buffers
-        finite = sim.qpos.isfinite().all(dim=1) & sim.qvel.isfinite().all(dim=1)
+        total = sim.qpos.sum(dim=1) + sim.qvel.sum(dim=1)
+        finite = total - total == 0  # a fifth of the kernels of isfinite() and all()
         self._nonfinite.add_((~finite).sum())
         over = self.episodes.advance()
 
@@ -168,13 +169,13 @@ class VectorEnv:
         keep = finite.unsqueeze(1)
         observation, privileged = concatenate(terms), task.privileged(sim, state)
         seen = self._seen(observation, self._draws)
-        step.terminal_observation.copy_(seen.where(keep, step.observation))
+        torch.where(keep, seen, step.observation, out=step.terminal_observation)
         step.observation.copy_(step.terminal_observation)
         if not self._critic_sees_the_same:
             critic = self._with_told(
                 torch.cat([observation, concatenate(privileged)], dim=1) if privileged else observation
             )
-            step.terminal_critic_observation.copy_(critic.where(keep, step.critic_observation))
+            torch.where(keep, critic, step.critic_observation, out=step.terminal_critic_observation)
             step.critic_observation.copy_(step.terminal_critic_observation)
         for name, value in self.state.items():
             value.copy_(state[name])
@@ -276,13 +277,13 @@ class VectorEnv:
         column = mask.unsqueeze(1)
         self.sim.place(mask, start.qpos, start.qvel, start.mocap_pos, start.mocap_quat)
         for name, value in self.state.items():
-            value.copy_(start.state[name].where(mask.view(-1, *(1,) * (value.ndim - 1)), value))
+            torch.where(mask.view(-1, *(1,) * (value.ndim - 1)), start.state[name], value, out=value)
         step = self.buffers
         seen = self._seen(start.observation, self._draws_of(mask))
-        step.observation.copy_(seen.where(column, step.observation))
+        torch.where(column, seen, step.observation, out=step.observation)
         if not self._critic_sees_the_same:
             critic = self._with_told(start.critic_observation)
-            step.critic_observation.copy_(critic.where(column, step.critic_observation))
+            torch.where(column, critic, step.critic_observation, out=step.critic_observation)
         if self.randomisation is not None:
             self.randomisation.due.logical_or_(mask)
 
