@@ -8,6 +8,8 @@ Read from `Trainer.train` on: it is the algorithm. `python train.py --help` list
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +95,8 @@ class Trainer:
                     self.recordings.end(recorder)
                     self.display.note(f"stopped; go on with: {distributed.launcher()} train.py resume={self.folder}")
                     return
-                self.evaluate(f"stage {progress.stage + 1} ends")
-                if self.policy.refits and progress.stage < len(ends) - 1:
-                    self.refit(recorder)
+                last = not self.policy.refits or progress.stage == len(ends) - 1
+                self.evaluate(f"stage {progress.stage + 1} ends", None if last else partial(self.refit, recorder))
                 self.recordings.end(recorder)
                 progress.stage += 1
                 self.checkpointer.save(progress, None, f"stage-{progress.stage}.pt")
@@ -133,14 +134,16 @@ class Trainer:
         )
         if self.policy.generative != was_generative:
             self.collector.recapture()
-            self.evaluator.recapture()
         self.learner.restart_policy(self.config.stages.later_regularisation)
 
-    def evaluate(self, when: str) -> None:
-        """A frozen evaluation by the first process."""
-        if distributed.is_main():
+    def evaluate(self, when: str, then: Callable[[], None] | None = None) -> None:
+        """A frozen evaluation by the first process; what comes `then` is done beside it on a GPU."""
+        then = then or (lambda: None)
+        if not distributed.is_main():
+            then()
+        else:
             self.display.doing("evaluating")
-            result = self.evaluator()
+            result = self.evaluator.beside(then)
             self.progress.report_evaluation(when, result, self.watched.initial_states())
 
     def _ask_to_stop(self) -> None:

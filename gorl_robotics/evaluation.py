@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gorl_robotics.environment import Environment
-from gorl_robotics.graphs import captured
+from gorl_robotics.graphs import WARM_UP_CALLS, captured
 from gorl_robotics.policy import Policy
 
 
@@ -57,6 +61,8 @@ class Evaluator:
 
     def __init__(self, env: EpisodicEnvironment, policy: Policy, seed: int) -> None:
         self._env, self._policy, self._seed = env, policy, seed
+        self._acting = copy.deepcopy(policy)  # stays as it is while the other one goes on learning
+        self._stream = torch.cuda.Stream(env.device) if env.device.type == "cuda" else None
         self._generator = torch.Generator(env.device)
         worlds, device = env.num_worlds, env.device
         self._noise = torch.zeros(worlds, policy.noise_size, device=device)
@@ -64,15 +70,38 @@ class Evaluator:
         self._running = torch.zeros(worlds, dtype=torch.bool, device=device)
         self._moved = torch.zeros((), device=device)
         self._finish = captured(self._finish_step, device, [env.generator])
-        self.recapture()
-
-    def recapture(self) -> None:
-        """To be called when the policy does something else than before, not when only its weights have changed."""
-        self._act = captured(self._act_step, self._env.device, [self._generator])
+        self._act = captured(self._act_step, device, [self._generator])
 
     def __call__(self) -> Evaluation:
         """Runs one episode in every world."""
-        env = self._env
+        return self.beside(lambda: None)
+
+    def beside(self, work: Callable[[], None]) -> Evaluation:
+        """Evaluates the policy as it is now, then does `work`, which may change it: on a GPU beside each other.
+
+        Few worlds leave most of a GPU idle, and `work`, which must not step any worlds, can have it.
+        """
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        with self._on_stream():
+            begun = min(self._env.episode_length, WARM_UP_CALLS + 1)  # what is captured is so before anything is beside
+            self._begin()
+            self._advance(begun)
+        if self._stream is None:
+            result = self._end(begun)
+            work()
+            return result
+        with ThreadPoolExecutor(1, "evaluation") as thread:
+            ended = thread.submit(self._end, begun)
+            work()
+            return ended.result()
+
+    def _begin(self) -> None:
+        env, acting = self._env, self._acting
+        acting.load_state_dict(self._policy.state_dict())
+        if acting.generative != self._policy.generative:  # acting is another computation than before
+            acting.generative = self._policy.generative
+            self._act = captured(self._act_step, env.device, [self._generator])
         self._generator.manual_seed(self._seed)
         env.generator.manual_seed(self._seed)
         env.draw_starts()
@@ -80,17 +109,32 @@ class Evaluator:
         self._return.zero_()
         self._moved.zero_()
         self._running.fill_(True)
-        for _ in range(env.episode_length):
+
+    def _advance(self, steps: int) -> None:
+        for _ in range(steps):
             self._act()
-            env.physics()
+            self._env.physics()
             self._finish()
-        half = env.num_worlds // 2
-        returns = self._return.cpu()
-        return Evaluation(returns[:half], returns[half:], float(self._moved) / env.episode_length)
+
+    def _end(self, begun: int) -> Evaluation:
+        env, half = self._env, self._env.num_worlds // 2
+        with self._on_stream():
+            self._advance(env.episode_length - begun)
+            returns = self._return.cpu()
+            return Evaluation(returns[:half], returns[half:], float(self._moved) / env.episode_length)
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Inside it, work is launched in the evaluation's own stream, whatever the thread."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
+            yield
 
     def _act_step(self) -> None:
         self._noise[self._env.num_worlds // 2 :].normal_(generator=self._generator)
-        sample = self._policy.act(self._env.buffers.observation, self._noise)
+        sample = self._acting.act(self._env.buffers.observation, self._noise)
         self._moved.add_((sample.action - sample.latent.tanh()).abs().mean())
         self._env.apply(sample.action)
 

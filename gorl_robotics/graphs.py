@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 # Eager calls before the capture: libraries initialise themselves and allocate workspaces in the first ones.
-_WARM_UP_CALLS = 2
+WARM_UP_CALLS = 2
 
 
 def captured(
@@ -34,7 +34,7 @@ class _Graph:
         self._calls = 0
 
     def __call__(self) -> None:
-        if self._calls < _WARM_UP_CALLS:
+        if self._calls < WARM_UP_CALLS:
             self._calls += 1
             self._function()
             return

@@ -108,12 +108,34 @@ def test_evaluating_changes_nothing_about_the_policy() -> None:
     assert all(torch.equal(value, before[name]) for name, value in acting.state_dict().items())
 
 
+def test_what_is_done_beside_an_evaluation_changes_nothing_about_it() -> None:
+    acting = policy()
+    alone = Evaluator(Logging(), acting, seed=1)()
+
+    def work() -> None:
+        torch.nn.init.constant_(acting.latent.network[-1].bias, 3.0)
+        acting.generative = True
+
+    evaluator = Evaluator(Logging(), acting, seed=1)
+    beside = evaluator.beside(work)
+    assert torch.equal(beside.deterministic, alone.deterministic)
+    assert torch.equal(beside.stochastic, alone.stochastic)
+    assert not torch.allclose(evaluator().deterministic, alone.deterministic)
+
+
+def test_an_error_beside_an_evaluation_is_raised() -> None:
+    def fails() -> None:
+        raise ArithmeticError("seen")
+
+    with pytest.raises(ArithmeticError, match="seen"):
+        Evaluator(Logging(), policy(), seed=1).beside(fails)
+
+
 def test_displacement_is_what_the_decoder_moves() -> None:
     acting, shift = policy(), 0.4
     evaluator = Evaluator(env := Logging(), acting, seed=1)
     torch.nn.init.constant_(acting.decoder.network[-1].bias, shift)  # decodes to z - shift
     acting.generative = True
-    evaluator.recapture()
     result = evaluator()
     moved = [(action - (action.atanh() + shift).tanh()).abs().mean() for action in env.actions]
     assert result.displacement == pytest.approx(float(torch.stack(moved).mean()), rel=1e-3)
@@ -138,8 +160,10 @@ def test_on_cuda_too_a_second_evaluation_gives_the_same() -> None:
     # Seven steps are two eager calls, the capture and replays; later evaluations are replays alone.
     with torch.cuda.stream(torch.cuda.Stream()):
         env = FakeEnvironment(8, 0, episode_length=LENGTH, lifetimes=LIFETIMES, device="cuda")
-        evaluator = Evaluator(env, policy().cuda(), seed=1)
+        acting = policy().cuda()
+        evaluator = Evaluator(env, acting, seed=1)
         results = [evaluator() for _ in range(3)]
+        results.append(evaluator.beside(lambda: acting.latent.network[-1].bias.data.fill_(3.0) and None))
     per_step = -sum((math.tanh(float(mean)) - TARGET) ** 2 for mean in MEAN)
     expected = [per_step * min(lifetime, LENGTH) for lifetime in LIFETIMES[:4]]
     for result in results:
