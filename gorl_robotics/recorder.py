@@ -56,6 +56,8 @@ class Recorder:
         if resume is not None:
             self._memory, self._rows = resume["memory"], resume["rows"]
             self._part, self._earlier = resume.get("part", 1), resume.get("earlier", [])
+        # A GPU has the room, and its refit need not wait for the disk; what was resumed is in the file alone.
+        self._kept: list[dict[str, Tensor]] | None = [] if self._device.type == "cuda" and resume is None else None
         if self._part > 1:  # files that other processes began are read from, never written to
             self.path = path.with_stem(f"{path.stem}-part-{self._part}")
 
@@ -68,15 +70,17 @@ class Recorder:
         if self._writer is not None:
             self._writer.append(self._rollout.recorded())
             self.failure = self._writer.failure
-        if self._writer is None or self.failure is not None:
-            self._memory.append({name: getattr(self._rollout, name).clone() for name in _FITTED})
+        fitted = self._memory if self._writer is None or self.failure is not None else self._kept
+        if fitted is not None:
+            fitted.append({name: getattr(self._rollout, name).clone() for name in _FITTED})
 
     def data(self) -> tuple[Tensor, Tensor]:
         """Closes the file and gives all that was recorded: observations (S, N, obs) and actions (S, N, a)."""
-        parts = self._from_earlier() + self._from_file() + self._memory
+        self.close()
+        parts = self._from_earlier() + (self._kept or self._from_file()) + self._memory
         if not parts:  # the disk failed under the stage's last rollout
             parts = [{name: getattr(self._rollout, name).clone() for name in _FITTED}]
-        self._memory = []
+        self._memory, self._kept = [], None
         return tuple(torch.cat([part[name].to(self._device) for part in parts]) for name in _FITTED)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, object]:
@@ -123,7 +127,6 @@ class Recorder:
     def _from_file(self) -> list[dict[str, Tensor]]:
         if self._writer is None and self._rows == 0:
             return []
-        self.close()
         if self.failure is not None:
             return []
         # Without a writer the run was interrupted after the stage's last rollout: the checkpoint knows how much counts.

@@ -26,9 +26,11 @@ KEPT = 3  # rollouts that a refit is fitted to
 class Run:
     """A stage's recorder, and the rollouts it was given."""
 
-    def __init__(self, folder: Path, enabled: bool = True, resume: Any = None, rank: int = 0) -> None:
+    def __init__(
+        self, folder: Path, enabled: bool = True, resume: Any = None, rank: int = 0, device: str = "cpu"
+    ) -> None:
         self.path = folder / "rollouts" / f"stage-1-rank-{rank}.h5"
-        self.rollout = Rollout.empty(FakeEnvironment(WORLDS), STEPS)
+        self.rollout = Rollout.empty(FakeEnvironment(WORLDS, device=device), STEPS)
         config = small_config(refit__samples=KEPT * SAMPLES, storage__enabled=enabled)
         self.recorder = Recorder(self.path, self.rollout, STAGE_END, config, {"task": "Fake"}, resume)
 
@@ -62,6 +64,17 @@ def test_data_is_the_tail_of_the_stage(tmp_path: Path, enabled: bool) -> None:
     assert_data(run.recorder.data(), 8, 9, 10)
     assert run.recorder.failure is None
     assert run.path.exists() is enabled
+
+
+@pytest.mark.gpu
+def test_on_cuda_data_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    run = Run(tmp_path, device="cuda")
+    run.add(*range(1, 11))
+    data = run.recorder.data()
+    assert data[0].is_cuda
+    assert_data((data[0].cpu(), data[1].cpu()), 8, 9, 10)
+    with Recording(run.path) as recording:
+        assert torch.equal(torch.from_numpy(recording.read(["action"])["action"]), data[1].cpu())
 
 
 def test_the_file_holds_the_tail_and_where_it_comes_from(tmp_path: Path) -> None:
