@@ -49,7 +49,7 @@ class Trainer:
     def __init__(self, config: Config, folder: Path, display: Display, saved: dict[str, Any] | None = None) -> None:
         self.config, self.folder, self.display = config, folder, display
         display.doing("building worlds and compiling kernels (a minute at the very first time)")
-        device = prepare_device(choose_device(config.device))
+        device = prepare_device(choose_device(config.device), config.networks.tf32)
         torch.manual_seed(config.seed)
         seed, threads = distributed.own_seed(config.seed), distributed.threads(config.threads)
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -212,7 +212,7 @@ def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) ->
 def _test(given: dict[str, Any]) -> None:
     """Evaluates a trained policy, without noise and with it, and prints the returns."""
     path, saved, config = run_folder.reopen(given, "checkpoint")
-    device, task = prepare_device(choose_device(config.device)), tasks.make(config.task)
+    device, task = prepare_device(choose_device(config.device), config.networks.tf32), tasks.make(config.task)
     env = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=config.threads, noise=False)
     policy = methods.make(config, env.observation_size, env.action_size).to(device)
     policy.load_state_dict(saved["policy"])
