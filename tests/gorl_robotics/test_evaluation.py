@@ -163,7 +163,11 @@ def test_on_cuda_too_a_second_evaluation_gives_the_same() -> None:
         acting = policy().cuda()
         evaluator = Evaluator(env, acting, seed=1)
         results = [evaluator() for _ in range(3)]
-        results.append(evaluator.beside(lambda: acting.latent.network[-1].bias.data.fill_(3.0) and None))
+
+        def work() -> None:
+            torch.nn.init.constant_(acting.latent.network[-1].bias, 3.0)
+
+        results.append(evaluator.beside(work))
     per_step = -sum((math.tanh(float(mean)) - TARGET) ** 2 for mean in MEAN)
     expected = [per_step * min(lifetime, LENGTH) for lifetime in LIFETIMES[:4]]
     for result in results:
