@@ -14,8 +14,8 @@ from gorl_robotics import distributed
 
 # Normalised observations are clipped here: a contact force may be a hundred standard deviations out.
 OBSERVATION_CLIP = 10.0
-_MIN_STD = 1e-3
-_UNIT_STD = math.log(math.expm1(1 - _MIN_STD))  # what a softplus turns into a standard deviation of 1
+MIN_STD = 1e-3
+UNIT_STD = math.log(math.expm1(1 - MIN_STD))  # what a softplus turns into a standard deviation of 1
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -25,6 +25,22 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     for before, after in pairwise(sizes):
         layers += [_linear(before, after, math.sqrt(2)), nn.SiLU()]
     return nn.Sequential(*layers, _linear(sizes[-1], outputs, 1.0))
+
+
+def fits_kernel(network: nn.Sequential) -> bool:
+    """Whether `mlp_kernel` takes an `mlp`: float32 on a CUDA device, two hidden layers or more, all of one width."""
+    *hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
+    if len(hidden) < 2:
+        return False
+    first = hidden[0]
+    return (
+        first.weight.is_cuda
+        and first.weight.dtype == torch.float32
+        and first.in_features <= 128
+        and last.out_features <= 64
+        and len({layer.out_features for layer in hidden}) == 1
+        and first.out_features in (16, 32, 64, 128)
+    )
 
 
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
@@ -91,7 +107,7 @@ class LatentPolicy(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z, each (..., latent_size)."""
         mean, spread = self.network(observation).chunk(2, dim=-1)
-        return mean, F.softplus(spread + _UNIT_STD) + _MIN_STD
+        return mean, F.softplus(spread + UNIT_STD) + MIN_STD
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -193,23 +193,23 @@ class Learner:
         self._sums.add_(torch.cat([sums, value_loss.unsqueeze(0)]))
 
     def _improve_policy(self, rows: Tensor) -> Tensor:
-        minibatch = {name: buffer[rows] for name, buffer in self._read.items()}
-        minibatch["observation"], minibatch["advantage"] = self._observation[rows], self._advantage[rows]
-        terms = self.policy.loss(minibatch, self.config, self.regularisation)
-        self._descend(terms.loss, self.policy.trained, self.policy_optimizer)
+        buffers = {**self._read, "observation": self._observation, "advantage": self._advantage}
+        terms = self.policy.gradients(buffers, rows, self.config, self.regularisation)
+        self._descend(self.policy.trained, self.policy_optimizer)
         distributed.average(terms.kl)
         self._adapt_rate(terms.kl)
-        return torch.stack([term.detach() for term in terms if term is not None])
+        return torch.stack([term for term in terms if term is not None])
 
     def _improve_critic(self, rows: Tensor) -> Tensor:
         error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
         value_loss = (error**2).mean()
-        self._descend(0.5 * value_loss, self.critic, self.critic_optimizer)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        (0.5 * value_loss).backward()
+        self._descend(self.critic, self.critic_optimizer)
         return value_loss.detach()
 
-    def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _descend(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """A step along the gradients that were left with the network's parameters."""
         distributed.average_gradients(network)
         nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
         optimizer.step()
