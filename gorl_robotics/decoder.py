@@ -59,6 +59,17 @@ class VelocityField(nn.Module):
             return fused(self.network, inputs) * self.scale
         return self.network(inputs) * self.scale
 
+    def squared_error(self, observation: Tensor, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+        """The mean squared error of `velocity` as a guess of (N, a), a scalar.
+
+        Differentiable in the network's parameters alone.
+        """
+        if fits_kernel(self.network) and torch.is_grad_enabled():
+            from gorl_robotics.mlp_kernel import squared_error
+
+            return squared_error(self.network, torch.cat([observation, x, _embed(t)], dim=-1), target, self.scale)
+        return F.mse_loss(self.velocity(observation, x, t), target)
+
     def integrate(self, observation: Tensor, z: Tensor) -> Tensor:
         """The end of the path from z: normalised observation (N, obs), (N, a) -> (N, a)."""
         if z.is_cuda and not torch.is_grad_enabled() and self._fused():

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel
-from gorl_robotics.mlp_kernel import add, hidden, hidden_backward, linear, linear_backward, tile
+from gorl_robotics.mlp_blocks import add, hidden, hidden_backward, linear, linear_backward, tile
 from gorl_robotics.networks import MIN_STD, UNIT_STD
 
 _TERMS = 5  # loss, kl, clipped, entropy, std

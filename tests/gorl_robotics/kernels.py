@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel, policy_kernel
 from gorl_robotics.mlp_kernel import mlp as fused
+from gorl_robotics.mlp_kernel import squared_error
 from gorl_robotics.networks import LatentPolicy, gaussian_log_prob, mlp
 from gorl_robotics.ppo import policy_loss
 
@@ -30,7 +31,7 @@ def random_weights(network: nn.Module, device: str) -> None:
 
 
 def check_mlp(inputs: int, hidden: list[int], outputs: int, rows: int, device: str) -> None:
-    """Output and every gradient."""
+    """Output, squared error, and every gradient of both."""
     torch.manual_seed(rows)
     network, exact = mlp(inputs, hidden, outputs), mlp(inputs, hidden, outputs).to(device).double()
     random_weights(network, device)
@@ -40,6 +41,13 @@ def check_mlp(inputs: int, hidden: list[int], outputs: int, rows: int, device: s
     close(y, expected)
     (y * weight).sum().backward()
     (expected * weight).sum().backward()
+    for parameter, other in zip(network.parameters(), exact.parameters(), strict=True):
+        close(parameter.grad, other.grad)
+        parameter.grad = other.grad = None
+    error, expected = squared_error(network, x, weight, 0.7), ((0.7 * exact(x.double()) - weight) ** 2).mean()
+    close(error, expected)
+    (3 * error).backward()
+    (3 * expected).backward()
     for parameter, other in zip(network.parameters(), exact.parameters(), strict=True):
         close(parameter.grad, other.grad)
 
