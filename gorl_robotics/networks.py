@@ -14,6 +14,7 @@ from gorl_robotics import distributed
 
 # Normalised observations are clipped here: a contact force may be a hundred standard deviations out.
 OBSERVATION_CLIP = 10.0
+_SMALL = 65536  # gradients that one processor clips sooner than several kernels do
 MIN_STD = 1e-3
 UNIT_STD = math.log(math.expm1(1 - MIN_STD))  # what a softplus turns into a standard deviation of 1
 
@@ -48,6 +49,17 @@ def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def clip_gradients(network: nn.Module, largest: float) -> None:
+    """Scales the gradients of a network's parameters down to a norm of `largest`, in place."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    if all(gradient.is_cuda for gradient in gradients) and sum(map(Tensor.numel, gradients)) <= _SMALL:
+        from gorl_robotics.clip_kernel import clip
+
+        clip(gradients, largest)
+    else:
+        nn.utils.clip_grad_norm_(network.parameters(), largest)
 
 
 class Normaliser(nn.Module):

@@ -10,7 +10,7 @@ from gorl_robotics.advantages import advantages
 from gorl_robotics.beside import Beside
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
-from gorl_robotics.networks import Normaliser, gaussian_entropy, gaussian_log_prob, mlp
+from gorl_robotics.networks import Normaliser, clip_gradients, gaussian_entropy, gaussian_log_prob, mlp
 from gorl_robotics.policy import Policy, PolicyLoss
 from gorl_robotics.rollout import Rollout
 
@@ -211,7 +211,7 @@ class Learner:
     def _descend(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """A step along the gradients that were left with the network's parameters."""
         distributed.average_gradients(network)
-        nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        clip_gradients(network, self.config.max_grad_norm)
         optimizer.step()
 
     def _adapt_rate(self, kl: Tensor) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel, policy_kernel
+from gorl_robotics.clip_kernel import clip
 from gorl_robotics.mlp_kernel import mlp as fused
 from gorl_robotics.mlp_kernel import squared_error
 from gorl_robotics.networks import LatentPolicy, gaussian_log_prob, mlp
@@ -22,6 +25,7 @@ MLPS = [
     (20, [128] * 2, 3, 50),
 ]
 POLICIES = [(15, [64] * 3, 4, 77), (67, [64] * 3, 21, 100), (5, [16] * 2, 1, 300), (30, [32] * 4, 17, 1)]
+NORMS = [0.5, 1e3, math.inf]
 
 
 def random_weights(network: nn.Module, device: str) -> None:
@@ -74,6 +78,20 @@ def check_policy(inputs: int, hidden: list[int], size: int, rows: int, device: s
         close(gradient, parameter.grad)
 
 
+def check_clip(largest: float, device: str) -> None:
+    """Like torch's, whether or not there is anything to clip."""
+    torch.manual_seed(0)
+    network = mlp(15, [64] * 3, 8).to(device)
+    parameters = list(network.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    clipped = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+    clip(clipped, largest)
+    nn.utils.clip_grad_norm_(parameters, largest)
+    for value, parameter in zip(clipped, parameters, strict=True):
+        torch.testing.assert_close(value, parameter.grad, rtol=1e-5, atol=0)
+
+
 def close(value: Tensor | None, expected: Tensor | None) -> None:
     """To float32's accuracy, of the largest entry."""
     assert value is not None
@@ -88,3 +106,5 @@ if __name__ == "__main__":
         check_mlp(*mlp_case, "cpu")
     for policy_case in POLICIES:
         check_policy(*policy_case, "cpu")
+    for norm in NORMS:
+        check_clip(norm, "cpu")

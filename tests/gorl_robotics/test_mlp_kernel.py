@@ -56,12 +56,14 @@ def test_which_networks_fit(inputs: int, hidden: list[int], outputs: int, fits: 
 
 @pytest.mark.gpu
 def test_kernels_give_torchs_values_and_gradients() -> None:
-    from kernels import MLPS, POLICIES, check_mlp, check_policy
+    from kernels import MLPS, NORMS, POLICIES, check_clip, check_mlp, check_policy
 
     for mlp_case in [*MLPS, (27, [64] * 4, 4, 40_001)]:
         check_mlp(*mlp_case, "cuda")
     for policy_case in [*POLICIES, (15, [64] * 3, 4, 8192)]:
         check_policy(*policy_case, "cuda")
+    for norm in NORMS:
+        check_clip(norm, "cuda")
 
 
 @pytest.mark.gpu
