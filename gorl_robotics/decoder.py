@@ -65,9 +65,10 @@ class VelocityField(nn.Module):
         Differentiable in the network's parameters alone.
         """
         if fits_kernel(self.network) and torch.is_grad_enabled():
+            from gorl_robotics.field_kernel import inputs
             from gorl_robotics.mlp_kernel import squared_error
 
-            return squared_error(self.network, torch.cat([observation, x, _embed(t)], dim=-1), target, self.scale)
+            return squared_error(self.network, inputs(observation, x, t, _FREQUENCIES), target, self.scale)
         return F.mse_loss(self.velocity(observation, x, t), target)
 
     def integrate(self, observation: Tensor, z: Tensor) -> Tensor:

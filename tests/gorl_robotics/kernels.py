@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel, policy_kernel
 from gorl_robotics.clip_kernel import clip
+from gorl_robotics.flow import FlowDecoder
 from gorl_robotics.mlp_kernel import mlp as fused
 from gorl_robotics.mlp_kernel import squared_error
 from gorl_robotics.networks import LatentPolicy, gaussian_log_prob, mlp
@@ -25,6 +27,7 @@ MLPS = [
     (20, [128] * 2, 3, 50),
 ]
 POLICIES = [(15, [64] * 3, 4, 77), (67, [64] * 3, 21, 100), (5, [16] * 2, 1, 300), (30, [32] * 4, 17, 1)]
+DECODERS = [(15, 4, 77), (67, 21, 40), (1, 1, 1)]
 NORMS = [0.5, 1e3, math.inf]
 
 
@@ -78,6 +81,23 @@ def check_policy(inputs: int, hidden: list[int], size: int, rows: int, device: s
         close(gradient, parameter.grad)
 
 
+def check_decoder(observation: int, size: int, rows: int, device: str) -> None:
+    """A decoder's loss and gradients, from a batch on."""
+    torch.manual_seed(0)
+    made, exact = (FlowDecoder(observation, size, [64] * 4, 10).to(device) for _ in range(2))
+    random_weights(made, device)
+    exact.load_state_dict(made.state_dict())
+    widths = (observation, size, 1, size)
+    batch = [torch.rand(rows, width, device=device) for width in widths]
+    with mock.patch("gorl_robotics.decoder.fits_kernel", lambda network: network is made.network):
+        loss, expected = made.loss(*batch), exact.double().loss(*(each.double() for each in batch))
+    close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for parameter, other in zip(made.network.parameters(), exact.network.parameters(), strict=True):
+        close(parameter.grad, other.grad)
+
+
 def check_clip(largest: float, device: str) -> None:
     """Like torch's, whether or not there is anything to clip."""
     torch.manual_seed(0)
@@ -106,5 +126,7 @@ if __name__ == "__main__":
         check_mlp(*mlp_case, "cpu")
     for policy_case in POLICIES:
         check_policy(*policy_case, "cpu")
+    for decoder_case in DECODERS:
+        check_decoder(*decoder_case, "cpu")
     for norm in NORMS:
         check_clip(norm, "cpu")

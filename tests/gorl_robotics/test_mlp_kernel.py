@@ -20,11 +20,8 @@ from gorl_robotics.policy import Policy
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch for CUDA only")
 def test_kernels_interpreted_give_torchs_values_and_gradients() -> None:
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # read when a kernel is defined
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
     command = [sys.executable, str(Path(__file__).with_name("kernels.py"))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -56,12 +53,14 @@ def test_which_networks_fit(inputs: int, hidden: list[int], outputs: int, fits: 
 
 @pytest.mark.gpu
 def test_kernels_give_torchs_values_and_gradients() -> None:
-    from kernels import MLPS, NORMS, POLICIES, check_clip, check_mlp, check_policy
+    from kernels import DECODERS, MLPS, NORMS, POLICIES, check_clip, check_decoder, check_mlp, check_policy
 
     for mlp_case in [*MLPS, (27, [64] * 4, 4, 40_001)]:
         check_mlp(*mlp_case, "cuda")
     for policy_case in [*POLICIES, (15, [64] * 3, 4, 8192)]:
         check_policy(*policy_case, "cuda")
+    for decoder_case in [*DECODERS, (15, 4, 65_536)]:
+        check_decoder(*decoder_case, "cuda")
     for norm in NORMS:
         check_clip(norm, "cuda")
 
