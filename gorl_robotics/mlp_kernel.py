@@ -20,7 +20,7 @@ from gorl_robotics.mlp_blocks import add, hidden, hidden_backward, linear, linea
 PRECISION = "tf32x3"  # three TF32 products for one: nearly float32's accuracy at the tensor cores' speed
 ROWS = 32  # of a block; with more, a program's tiles would not fit into registers
 WARPS = 8  # of a program
-PROGRAMS = 264  # at most: each leaves a sum of its own, and two share a processor
+PROGRAMS = 264  # at most, two for each processor of a large GPU: every one leaves a sum of its own
 
 
 @triton.jit
