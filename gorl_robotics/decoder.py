@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gorl_robotics.networks import Normaliser, mlp
+from gorl_robotics.networks import Normaliser, fits_kernel, mlp
 
 _FREQUENCIES = 4
 
@@ -52,7 +52,24 @@ class VelocityField(nn.Module):
 
     def velocity(self, observation: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at (x, t) given a normalised observation: (..., obs), (..., a), (..., 1) -> (..., a)."""
-        return self.network(torch.cat([observation, x, _embed(t)], dim=-1)) * self.scale
+        inputs = torch.cat([observation, x, _embed(t)], dim=-1)
+        if fits_kernel(self.network) and not inputs.requires_grad:
+            from gorl_robotics.mlp_kernel import mlp as fused
+
+            return fused(self.network, inputs) * self.scale
+        return self.network(inputs) * self.scale
+
+    def squared_error(self, observation: Tensor, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+        """The mean squared error of `velocity` as a guess of (N, a), a scalar.
+
+        Differentiable in the network's parameters alone.
+        """
+        if fits_kernel(self.network) and torch.is_grad_enabled():
+            from gorl_robotics.field_kernel import inputs
+            from gorl_robotics.mlp_kernel import squared_error
+
+            return squared_error(self.network, inputs(observation, x, t, _FREQUENCIES), target, self.scale)
+        return F.mse_loss(self.velocity(observation, x, t), target)
 
     def integrate(self, observation: Tensor, z: Tensor) -> Tensor:
         """The end of the path from z: normalised observation (N, obs), (N, a) -> (N, a)."""

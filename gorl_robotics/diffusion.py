@@ -13,7 +13,6 @@ import math
 from itertools import pairwise
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from gorl_robotics.decoder import Decoder
 
@@ -34,7 +33,7 @@ class DiffusionDecoder(Decoder):
         step = (t * self.steps).long().clamp(max=self.steps - 1)
         here, there = (self.mixed(action, noise, 1 - index / self.steps) for index in (step, step + 1))
         target = (here - there) * self.divisor[step]
-        return F.mse_loss(self.velocity(observation, here, 1 - step / self.steps), target)
+        return self.squared_error(observation, here, 1 - step / self.steps, target)
 
     @staticmethod
     def mixed(action: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ and integrates to x_0, the pre-tanh action, in equal Euler steps.
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from gorl_robotics.decoder import Decoder
 
@@ -19,4 +18,4 @@ class FlowDecoder(Decoder):
     def loss(self, observation: Tensor, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Conditional flow-matching loss; see `Decoder.loss`."""
         x = t * noise + (1 - t) * action
-        return F.mse_loss(self.velocity(observation, x, t), noise - action)
+        return self.squared_error(observation, x, t, noise - action)

@@ -14,8 +14,9 @@ from gorl_robotics import distributed
 
 # Normalised observations are clipped here: a contact force may be a hundred standard deviations out.
 OBSERVATION_CLIP = 10.0
-_MIN_STD = 1e-3
-_UNIT_STD = math.log(math.expm1(1 - _MIN_STD))  # what a softplus turns into a standard deviation of 1
+_SMALL = 65536  # gradients that one processor clips sooner than several kernels do
+MIN_STD = 1e-3
+UNIT_STD = math.log(math.expm1(1 - MIN_STD))  # what a softplus turns into a standard deviation of 1
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -27,11 +28,38 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, _linear(sizes[-1], outputs, 1.0))
 
 
+def fits_kernel(network: nn.Sequential) -> bool:
+    """Whether `mlp_kernel` takes an `mlp`: float32 on a CUDA device, two hidden layers or more, all of one width."""
+    *hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
+    if len(hidden) < 2:
+        return False
+    first = hidden[0]
+    return (
+        first.weight.is_cuda
+        and first.weight.dtype == torch.float32
+        and first.in_features <= 128
+        and last.out_features <= 64
+        and len({layer.out_features for layer in hidden}) == 1
+        and first.out_features in (16, 32, 64, 128)
+    )
+
+
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def clip_gradients(network: nn.Module, largest: float) -> None:
+    """Scales the gradients of a network's parameters down to a norm of `largest`, in place."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    if all(gradient.is_cuda for gradient in gradients) and sum(map(Tensor.numel, gradients)) <= _SMALL:
+        from gorl_robotics.clip_kernel import clip
+
+        clip(gradients, largest)
+    else:
+        nn.utils.clip_grad_norm_(network.parameters(), largest)
 
 
 class Normaliser(nn.Module):
@@ -91,7 +119,7 @@ class LatentPolicy(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z, each (..., latent_size)."""
         mean, spread = self.network(observation).chunk(2, dim=-1)
-        return mean, F.softplus(spread + _UNIT_STD) + _MIN_STD
+        return mean, F.softplus(spread + UNIT_STD) + MIN_STD
 
     @torch.no_grad()
     def restart(self) -> None:

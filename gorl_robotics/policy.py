@@ -89,6 +89,20 @@ class Policy(nn.Module, ABC):
             regularisation: weight of the pull on a latent Gaussian, a scalar.
         """
 
+    def gradients(self, buffers: Mapping[str, Tensor], rows: Tensor, ppo: Ppo, regularisation: Tensor) -> PolicyLoss:
+        """Leaves the gradients of `loss` with the parameters of `trained`; returns its terms, detached.
+
+        Args:
+            buffers: what a minibatch is gathered from, by the names that `loss` knows, (S, ...) each.
+            rows: the minibatch, (B,), int64.
+            ppo: settings.
+            regularisation: as in `loss`.
+        """
+        terms = self.loss({name: buffer[rows] for name, buffer in buffers.items()}, ppo, regularisation)
+        self.trained.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        return terms._replace(loss=terms.loss.detach())
+
     @abstractmethod
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
         """The action in (-1, 1), as exported: (N, obs), (N, noise_size) -> (N, a); deterministic without noise."""

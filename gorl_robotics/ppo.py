@@ -13,7 +13,7 @@ from gorl_robotics.beside import Beside
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
 from gorl_robotics.later import Later
-from gorl_robotics.networks import Normaliser, gaussian_entropy, gaussian_log_prob, mlp
+from gorl_robotics.networks import Normaliser, clip_gradients, gaussian_entropy, gaussian_log_prob, mlp
 from gorl_robotics.policy import Policy, PolicyLoss
 from gorl_robotics.rollout import Rollout
 
@@ -219,28 +219,28 @@ class Learner:
 
     def _improve_policy(self) -> None:
         rows = self._order.index_select(0, self._policy_turn).squeeze(0)
-        minibatch = {name: buffer[rows] for name, buffer in self._read.items()}
-        minibatch["observation"], minibatch["advantage"] = self._observation[rows], self._advantage[rows]
-        terms = self.policy.loss(minibatch, self.config, self.regularisation)
-        self._descend(terms.loss, self.policy.trained, self.policy_optimizer)
+        buffers = {**self._read, "observation": self._observation, "advantage": self._advantage}
+        terms = self.policy.gradients(buffers, rows, self.config, self.regularisation)
+        self._descend(self.policy.trained, self.policy_optimizer)
         distributed.average(terms.kl)
         self._adapt_rate(terms.kl)
-        self._policy_sums.add_(torch.stack([term.detach() for term in terms if term is not None]))
+        self._policy_sums.add_(torch.stack([term for term in terms if term is not None]))
         self._policy_turn.add_(1)
 
     def _improve_critic(self) -> None:
         rows = self._order.index_select(0, self._critic_turn).squeeze(0)
         error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
         value_loss = (error**2).mean()
-        self._descend(0.5 * value_loss, self.critic, self.critic_optimizer)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        (0.5 * value_loss).backward()
+        self._descend(self.critic, self.critic_optimizer)
         self._value_sum.add_(value_loss.detach())
         self._critic_turn.add_(1)
 
-    def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _descend(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """A step along the gradients that were left with the network's parameters."""
         distributed.average_gradients(network)
-        nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        clip_gradients(network, self.config.max_grad_norm)
         optimizer.step()
 
     def _adapt_rate(self, kl: Tensor) -> None:

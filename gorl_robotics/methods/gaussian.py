@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gorl_robotics.config import Config, Ppo
 from gorl_robotics.flow import FlowDecoder
-from gorl_robotics.networks import LatentPolicy, Normaliser, gaussian_log_prob
+from gorl_robotics.networks import LatentPolicy, Normaliser, fits_kernel, gaussian_log_prob
 from gorl_robotics.policy import Policy, PolicyLoss, Sample
 from gorl_robotics.ppo import policy_loss
 
@@ -57,6 +57,28 @@ class LatentGaussian(Policy):
             ppo.entropy,
             regularisation,
         )
+
+    def gradients(self, buffers: Mapping[str, Tensor], rows: Tensor, ppo: Ppo, regularisation: Tensor) -> PolicyLoss:
+        """In a single kernel where there is one for the network's size; see `Policy`."""
+        network = self.latent.network
+        if not fits_kernel(network):
+            return super().gradients(buffers, rows, ppo, regularisation)
+        from gorl_robotics.policy_kernel import improve
+
+        gradients, terms = improve(
+            network,
+            buffers["observation"],
+            buffers["latent"],
+            buffers["log_prob"],
+            buffers["advantage"],
+            rows,
+            ppo.clip,
+            ppo.entropy,
+            regularisation,
+        )
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        return PolicyLoss(*terms.unbind())
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `Policy`."""

@@ -1,0 +1,132 @@
+"""The fused kernels against plain torch in float64; as a script, in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import math
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from gorl_robotics import mlp_kernel, policy_kernel
+from gorl_robotics.clip_kernel import clip
+from gorl_robotics.flow import FlowDecoder
+from gorl_robotics.mlp_kernel import mlp as fused
+from gorl_robotics.mlp_kernel import squared_error
+from gorl_robotics.networks import LatentPolicy, gaussian_log_prob, mlp
+from gorl_robotics.ppo import policy_loss
+
+# Inputs, hidden widths, outputs, rows: none of the row counts is a multiple of a block, two need several turns.
+MLPS = [
+    (15, [64] * 3, 8, 1),
+    (27, [64] * 4, 4, 77),
+    (75, [64] * 4, 21, 300),
+    (67, [64] * 3, 42, 100),
+    (128, [16] * 2, 64, 270),
+    (1, [32] * 5, 1, 40),
+    (20, [128] * 2, 3, 50),
+]
+POLICIES = [(15, [64] * 3, 4, 77), (67, [64] * 3, 21, 100), (5, [16] * 2, 1, 300), (30, [32] * 4, 17, 1)]
+DECODERS = [(15, 4, 77), (67, 21, 40), (1, 1, 1)]
+NORMS = [0.5, 1e3, math.inf]
+
+
+def random_weights(network: nn.Module, device: str) -> None:
+    """No zeros anywhere, and outputs of order one."""
+    for parameter in network.to(device).parameters():
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+
+def check_mlp(inputs: int, hidden: list[int], outputs: int, rows: int, device: str) -> None:
+    """Output, squared error, and every gradient of both."""
+    torch.manual_seed(rows)
+    network, exact = mlp(inputs, hidden, outputs), mlp(inputs, hidden, outputs).to(device).double()
+    random_weights(network, device)
+    exact.load_state_dict(network.state_dict())
+    x, weight = torch.randn(rows, inputs, device=device), torch.randn(rows, outputs, device=device)
+    y, expected = fused(network, x), exact(x.double())
+    close(y, expected)
+    (y * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for parameter, other in zip(network.parameters(), exact.parameters(), strict=True):
+        close(parameter.grad, other.grad)
+        parameter.grad = other.grad = None
+    error, expected = squared_error(network, x, weight, 0.7), ((0.7 * exact(x.double()) - weight) ** 2).mean()
+    close(error, expected)
+    (3 * error).backward()
+    (3 * expected).backward()
+    for parameter, other in zip(network.parameters(), exact.parameters(), strict=True):
+        close(parameter.grad, other.grad)
+
+
+def check_policy(inputs: int, hidden: list[int], size: int, rows: int, device: str) -> None:
+    """Every gradient and term of PPO's loss on some rows of twice as many, a third of them clipped."""
+    torch.manual_seed(rows)
+    policy, exact = LatentPolicy(inputs, size, hidden), LatentPolicy(inputs, size, hidden).to(device).double()
+    random_weights(policy, device)
+    exact.load_state_dict(policy.state_dict())
+    observation, order = torch.randn(2 * rows, inputs, device=device), torch.randperm(2 * rows, device=device)[:rows]
+    with torch.no_grad():
+        mean, std = policy(observation)
+        latent = mean + std * torch.randn_like(mean)
+        old = gaussian_log_prob(latent, mean, std) + 0.2 * torch.randn(2 * rows, device=device)
+    advantage, pull = torch.randn(2 * rows, device=device), torch.tensor(0.3, device=device)
+    data = (observation, latent, old, advantage)
+    gradients, terms = policy_kernel.improve(policy.network, *data, order, 0.2, 0.01, pull)
+    seen, *rest = (each[order].double() for each in data)
+    expected = policy_loss(*exact(seen), *rest, 0.2, 0.01, pull.double())
+    expected.loss.backward()
+    close(terms, torch.stack([term.detach() for term in expected if term is not None]))
+    for gradient, parameter in zip(gradients, exact.parameters(), strict=True):
+        close(gradient, parameter.grad)
+
+
+def check_decoder(observation: int, size: int, rows: int, device: str) -> None:
+    """A decoder's loss and gradients, from a batch on."""
+    torch.manual_seed(0)
+    made, exact = (FlowDecoder(observation, size, [64] * 4, 10).to(device) for _ in range(2))
+    random_weights(made, device)
+    exact.load_state_dict(made.state_dict())
+    widths = (observation, size, 1, size)
+    batch = [torch.rand(rows, width, device=device) for width in widths]
+    with mock.patch("gorl_robotics.decoder.fits_kernel", lambda network: network is made.network):
+        loss, expected = made.loss(*batch), exact.double().loss(*(each.double() for each in batch))
+    close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for parameter, other in zip(made.network.parameters(), exact.network.parameters(), strict=True):
+        close(parameter.grad, other.grad)
+
+
+def check_clip(largest: float, device: str) -> None:
+    """Like torch's, whether or not there is anything to clip."""
+    torch.manual_seed(0)
+    network = mlp(15, [64] * 3, 8).to(device)
+    parameters = list(network.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    clipped = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+    clip(clipped, largest)
+    nn.utils.clip_grad_norm_(parameters, largest)
+    for value, parameter in zip(clipped, parameters, strict=True):
+        torch.testing.assert_close(value, parameter.grad, rtol=1e-5, atol=0)
+
+
+def close(value: Tensor | None, expected: Tensor | None) -> None:
+    """To float32's accuracy, of the largest entry."""
+    assert value is not None
+    assert expected is not None
+    largest = float(expected.detach().abs().max().clamp(min=0.1))
+    torch.testing.assert_close(value.double(), expected, rtol=0, atol=2e-5 * largest)
+
+
+if __name__ == "__main__":
+    mlp_kernel.PROGRAMS = 3  # of a few blocks each
+    for mlp_case in MLPS:
+        check_mlp(*mlp_case, "cpu")
+    for policy_case in POLICIES:
+        check_policy(*policy_case, "cpu")
+    for decoder_case in DECODERS:
+        check_decoder(*decoder_case, "cpu")
+    for norm in NORMS:
+        check_clip(norm, "cpu")

@@ -1,0 +1,93 @@
+"""Fused networks: the mathematics in Triton's interpreter where there is Triton, the real kernels on a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gorl_robotics.config import Config
+from gorl_robotics.methods import make
+from gorl_robotics.networks import fits_kernel, mlp
+from gorl_robotics.policy import Policy
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch for CUDA only")
+def test_kernels_interpreted_give_torchs_values_and_gradients() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+    command = [sys.executable, str(Path(__file__).with_name("kernels.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_on_the_cpu_does_not_fit() -> None:
+    assert not fits_kernel(mlp(15, [64, 64, 64], 8))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "outputs", "fits"),
+    [
+        (15, [64, 64, 64], 8, True),
+        (128, [16, 16], 64, True),
+        (129, [64, 64], 8, False),
+        (15, [64, 64], 65, False),
+        (15, [64, 32], 8, False),
+        (15, [48, 48], 8, False),
+        (15, [64], 8, False),
+        (15, [], 8, False),
+    ],
+)
+def test_which_networks_fit(inputs: int, hidden: list[int], outputs: int, fits: bool) -> None:
+    network: nn.Sequential = mlp(inputs, hidden, outputs).cuda()
+    assert fits_kernel(network) == fits
+    assert not fits_kernel(network.double())
+
+
+@pytest.mark.gpu
+def test_kernels_give_torchs_values_and_gradients() -> None:
+    from kernels import DECODERS, MLPS, NORMS, POLICIES, check_clip, check_decoder, check_mlp, check_policy
+
+    for mlp_case in [*MLPS, (27, [64] * 4, 4, 40_001)]:
+        check_mlp(*mlp_case, "cuda")
+    for policy_case in [*POLICIES, (15, [64] * 3, 4, 8192)]:
+        check_policy(*policy_case, "cuda")
+    for decoder_case in [*DECODERS, (15, 4, 65_536)]:
+        check_decoder(*decoder_case, "cuda")
+    for norm in NORMS:
+        check_clip(norm, "cuda")
+
+
+@pytest.mark.gpu
+def test_equal_inputs_give_equal_gradients() -> None:
+    from gorl_robotics.mlp_kernel import mlp as fused
+
+    torch.manual_seed(0)
+    network, x = mlp(27, [64] * 4, 4).cuda(), torch.randn(40_000, 27, device="cuda")
+    parameters = list(network.parameters())
+    first, second = (torch.autograd.grad(fused(network, x).square().mean(), parameters) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+def test_a_policys_gradients_are_those_of_its_loss() -> None:
+    torch.manual_seed(0)
+    config = Config()
+    policy = make(config, 15, 4).cuda()
+    sizes = {"observation": (15,), "latent": (4,), "log_prob": (), "advantage": ()}
+    buffers = {name: torch.randn(500, *size, device="cuda") for name, size in sizes.items()}
+    buffers["log_prob"] -= 6
+    rows, pull = torch.randperm(500, device="cuda")[:300], torch.tensor(0.1, device="cuda")
+    terms = policy.gradients(buffers, rows, config.ppo, pull)
+    gradients = [parameter.grad for parameter in policy.trained.parameters()]
+    expected = Policy.gradients(policy, buffers, rows, config.ppo, pull)
+    torch.testing.assert_close(tuple(terms), tuple(expected), rtol=1e-4, atol=1e-5)
+    for gradient, parameter in zip(gradients, policy.trained.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
