@@ -312,11 +312,12 @@ def test_what_cannot_be_run_is_said_before_anything_runs(tmp_path: Path, wrong: 
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_the_matrix_resumable(tmp_path: Path, fake: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_matrix_resumable(tmp_path: Path, fake: Path, kind: signal.Signals) -> None:
     def interrupt() -> None:
         while not (fake / "waiting").exists():
             time.sleep(0.01)
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), kind)
 
     threading.Thread(target=interrupt).start()
     code, out = run(tmp_path, "4")
