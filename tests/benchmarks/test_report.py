@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from running import here
 
 import tasks
-from benchmarks import report
+from benchmarks import figures, report
 from benchmarks.provenance import RESULTS
 from benchmarks.series import load, published
 from benchmarks.tables import failed, runs_table, standing, suite_table
@@ -140,18 +142,75 @@ def test_runs_with_other_settings_are_told_apart(tmp_path: Path) -> None:
     assert [series.label for series in every] == ["gorl_flow (100 M)", "gorl_flow (100 M ppo.clip=0.1)"]
 
 
-def test_rates_are_drawn_against_worlds(tmp_path: Path) -> None:
-    stages = {name: {"steps_per_second": 1e5 * (i + 1)} for i, name in enumerate(("physics", "env", "train"))}
-    measurements = [
-        {"num_envs": 1024, "stages": stages},
-        {"num_envs": 4096, "stages": {**stages, "env": {"failure": "no memory"}}},
-    ]
-    content = {"task": "HopperStand", "hardware": "1x GPU (driver 1)", "measurements": measurements}
-    (tmp_path / "throughput.json").write_text(json.dumps(content))
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures instead of their files."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def test_every_task_has_its_line_of_rates_against_worlds(tmp_path: Path, drawn: list[Figure]) -> None:
+    worlds = [1024 * 2**i for i in range(7)]
+    for k, task in enumerate(("HopperStand", "CheetahRun")):
+        rows = [
+            {
+                "num_envs": n,
+                "stages": {part: {"steps_per_second": n * 100.0 * (k + 1)} for part in ("physics", "train")},
+            }
+            for n in worlds
+        ]
+        rows[2]["stages"]["train"] = {"failure": "no memory"}
+        rows.append({**rows[0], "num_envs": 7, "varied": {"networks.flow_steps": 5}})
+        content = {"task": task, "hardware": "1x GPU (driver 1), 2 cores of x", "measurements": rows}
+        (tmp_path / f"{task}.json").write_text(json.dumps(content))
+    alone = {"task": "Ant", "hardware": "2 cores of x", "measurements": [{"num_envs": 256, "stages": {}}]}
+    (tmp_path / "alone.json").write_text(json.dumps(alone))  # is no line
     ended = here([".", "--throughput", "rates.png"], tmp_path, report.main)
-    assert ended.code == 0
-    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rates.png", "throughput.json"]
+    assert ended.code == 0, ended.err
+    assert ended.out == "rates.png\n"
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == [f"1x GPU:\n{label}" for label in figures.RATES.values()]
+    physics, _, training = ({line.get_label(): line for line in axes.lines} for axes in figure.axes)
+    assert list(physics) == list(training) == ["CheetahRun", "HopperStand"]
+    assert physics["CheetahRun"].get_xdata() == pytest.approx(worlds)
+    assert physics["CheetahRun"].get_ydata() == pytest.approx([n * 200 / 1e6 for n in worlds])
+    assert training["HopperStand"].get_xdata() == pytest.approx(worlds[:2] + worlds[3:])
+
+
+def test_one_number_of_worlds_is_no_picture(tmp_path: Path, drawn: list[Figure]) -> None:
+    content = {"task": "Ant", "hardware": "2 cores of x", "measurements": [{"num_envs": 256, "stages": {}}]}
+    (tmp_path / "alone.json").write_text(json.dumps(content))
+    assert here(["."], tmp_path, report.main).out == ""
+    assert not drawn
+
+
+def test_the_whole_suite_is_a_square_of_panels(tmp_path: Path, drawn: list[Figure]) -> None:
+    suite = sorted(set(tasks.names()) - {"Ant", "AntVelocity"})
+    for task in suite:
+        made_up(tmp_path, task, 1, 6 * 10**7, 900)
+    made_up(tmp_path, "CheetahRun", 2, 6 * 10**7, 800)
+    made_up(tmp_path, "CheetahRun", 1, 6 * 10**7, 400, method="fpo")
+    assert here([".", "--table", ""], tmp_path, report.main).code == 0
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == suite
+    assert figure.axes[0].get_gridspec().get_geometry() == (5, 5)
+    labels = [line.get_label() for line in figure.axes[suite.index("CheetahRun")].lines]
+    assert [label for label in labels if not label.startswith("_")] == [
+        "fpo",
+        "gorl_flow",
+        "gaussian, GoRL paper",
+        "fpo, GoRL paper",
+        "gorl_flow, GoRL paper",
+        "gaussian, SLM-Lab",
+        "gaussian, Playground",
+    ]
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    below = [*(axes.title for axes in figure.axes), *figure.texts]
+    assert not any(legend.get_window_extent().overlaps(text.get_window_extent()) for text in below)
+    titles = [axes.title.get_window_extent() for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in combinations(titles, 2))
 
 
 def test_published_figures_are_of_tasks_that_there_are() -> None:
