@@ -5,13 +5,13 @@
     python -m benchmarks.throughput --task HopperStand --num-envs 4096 --trace trace.json.gz networks.flow_steps=20
     python -m benchmarks.throughput --task HopperStand --num-envs 4096 --stages rollout --vary networks.flow_steps 1 20
 
+`--vary SETTING VALUE ...` measures each value by itself, with every number of worlds; given more than once, one setting
+is varied after the other, while the others stay as they are. A table at the end puts rates and memory side by side.
+
 Rates are control steps per second of the worlds that are learnt from, medians over five blocks. The ceiling,
 `physics`, is those worlds' captured `step()` under random controls, with the masked reset that a control step needs.
 `train` is the whole of a run in its configured proportions of iterations, recording, refits and checkpoints, without
 compilation and frozen evaluations. `--stages start` starts `train.py` twice, once with empty kernel caches.
-
-`--vary SETTING VALUE ...` measures each value by itself, with every number of worlds; given more than once, one setting
-is varied after the other, while the others stay as they are. A table at the end puts rates and memory side by side.
 """
 
 from __future__ import annotations
