@@ -1,4 +1,4 @@
-"""The pictures: learning curves, one panel a task, and rates against the number of worlds."""
+"""The pictures: learning curves, a panel for each task, and rates against the number of worlds, a line for each."""
 
 from __future__ import annotations
 
@@ -11,62 +11,87 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.series import Series, published
 from gorl_robotics.files import atomic
 
 COLORS = {"gorl_flow": "C0", "gorl_diffusion": "C2", "gaussian": "C1", "fpo": "C4", "dppo": "C3"}
 MARKS = ("<", "D", "x")  # of the published sources, in their order
+PPO = "gaussian"  # whose published figures stand beside every method
 PANEL = (4.6, 3.4)  # inches
-COLUMNS = 3
-RATES = {
-    "physics": "physics alone",
-    "env": "environment step",
-    "rollout": "rollout, identity decoder",
-    "rollout_fitted": "rollout, fitted decoder",
-    "train": "training",
-}
+SMALL_PANEL = (3.0, 2.3)  # where there are many
+MANY = 9  # panels
+RATES = {"physics": "physics alone", "rollout_fitted": "rollout, fitted decoder", "train": "training"}
 
 
 def draw_learning(every: list[Series], path: Path) -> None:
     """Mean over seeds in a band of one standard deviation, thin lines for every seed, published finals at the edge."""
     tasks = list(dict.fromkeys(series.task for series in every))
     colors = _colors(every)
-    figure, panels = _panels(len(tasks))
+    columns = max(3, math.ceil(math.sqrt(len(tasks))))
+    figure, panels = _panels(len(tasks), columns)
+    methods = {series.method for series in every}
     for task, axes in zip(tasks, panels, strict=False):
         mine = [series for series in every if series.task == task and series.results]
         for series in mine:
             _draw_series(axes, series, colors[series.label])
-        _draw_published(axes, {series.method: colors[series.label] for series in reversed(mine)}, task)
-        axes.set(title=task, xlabel="million environment steps", ylabel="deterministic return", ylim=(0, 1000))
+        _draw_published(axes, {series.method: colors[series.label] for series in reversed(mine)}, task, methods)
+        axes.set(title=task, ylim=(0, 1000))
+    figure.supxlabel("million environment steps", fontsize="medium")
+    figure.supylabel("deterministic return", fontsize="medium")
     _legend(figure, panels)
     _save(figure, path)
 
 
-def draw_throughput(measurements: list[dict[str, Any]], path: Path) -> None:
-    """Control steps per second of each stage against the number of worlds, a panel for each task and machine."""
-    by_panel: dict[str, list[dict[str, Any]]] = {}
+def draw_throughput(measurements: list[dict[str, Any]], path: Path) -> bool:
+    """Control steps per second against the number of worlds: a row for each machine, a panel for each part of training.
+
+    Every task has its line, if it was measured with several numbers of worlds and all else the same. False if none was.
+    """
+    by_machine: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for result in measurements:
-        by_panel.setdefault(f"{result['task']}, {_short(result['hardware'])}", []).extend(result["measurements"])
-    figure, panels = _panels(len(by_panel))
-    for (title, rows), axes in zip(by_panel.items(), panels, strict=False):
-        for name, label in RATES.items():
-            points = sorted(
-                (row["num_envs"], row["stages"][name]["steps_per_second"])
-                for row in rows
-                if row["stages"].get(name, {}).get("steps_per_second")
-            )
-            if points:
-                worlds, rates = zip(*points, strict=True)
-                axes.plot(worlds, [rate / 1e6 for rate in rates], marker="o", markersize=4, label=label)
-        axes.set(title=title, xlabel="worlds", ylabel="million control steps per second", xscale="log", yscale="log")
-        measured = sorted({row["num_envs"] for row in rows})
-        axes.set_xticks(measured, [f"{worlds:,}" for worlds in measured])
+        rows = [row for row in result["measurements"] if "varied" not in row]
+        if len({row["num_envs"] for row in rows}) > 1:
+            by_machine.setdefault(_short(result["hardware"]), {}).setdefault(result["task"], []).extend(rows)
+    if not by_machine:
+        return False
+    tasks = sorted({task for lines in by_machine.values() for task in lines})
+    colors = dict(
+        zip(tasks, pyplot.get_cmap("turbo")([(i + 0.5) / len(tasks) for i in range(len(tasks))]), strict=True)
+    )
+    figure, panels = _panels(len(RATES) * len(by_machine), len(RATES), sharey="row")
+    places = [(machine, lines, *rate) for machine, lines in by_machine.items() for rate in RATES.items()]
+    for (machine, lines, name, label), axes in zip(places, panels, strict=True):
+        for task, rows in sorted(lines.items()):
+            _draw_rates(axes, rows, name, colors[task], task)
+        axes.set(title=f"{machine}:\n{label}", xscale="log", yscale="log")
+        measured = sorted({row["num_envs"] for rows in lines.values() for row in rows})
+        axes.set_xticks(measured, [_count(worlds) for worlds in measured])
         axes.xaxis.minorticks_off()
-        for choose in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            choose(lambda rate, _: f"{rate:g}")
+        axes.grid(alpha=0.3)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    figure.supxlabel("worlds", fontsize="medium")
+    figure.supylabel("million control steps per second", fontsize="medium")
     _legend(figure, panels)
     _save(figure, path)
+    return True
+
+
+def _draw_rates(axes: Any, rows: list[dict[str, Any]], name: str, color: Any, task: str) -> None:
+    points = sorted(
+        (row["num_envs"], row["stages"][name]["steps_per_second"] / 1e6)
+        for row in rows
+        if row["stages"].get(name, {}).get("steps_per_second")
+    )
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=task)
+
+
+def _count(worlds: int) -> str:
+    return f"{worlds // 1024}k" if worlds >= 1024 and worlds % 1024 == 0 else f"{worlds}"
 
 
 def _draw_series(axes: Any, series: Series, color: str) -> None:
@@ -81,11 +106,11 @@ def _draw_series(axes: Any, series: Series, color: str) -> None:
     axes.set_xlim(0, max(axes.get_xlim()[1], millions[-1]))
 
 
-def _draw_published(axes: Any, colors: dict[str, str], task: str) -> None:
-    """Marks at the right edge, in the colour of the method: their number of steps is another."""
+def _draw_published(axes: Any, colors: dict[str, str], task: str, methods: set[str]) -> None:
+    """Marks at the right edge, in the colour of the method, of PPO and of all `methods`: their steps are others."""
     for entry, mark in zip(published(), MARKS, strict=True):
         for method, finals in entry.finals.items():
-            if task in finals:
+            if task in finals and method in {PPO, *methods}:
                 color = colors.get(method) or COLORS.get(method, "0.4")
                 axes.plot(
                     [1.0],
@@ -109,11 +134,14 @@ def _colors(every: Iterable[Series]) -> dict[str, str]:
     return chosen
 
 
-def _panels(count: int) -> tuple[Any, list[Any]]:
-    columns = min(COLUMNS, count)
+def _panels(count: int, columns: int, sharey: Any = False) -> tuple[Any, list[Any]]:
+    columns = min(columns, count)
     rows = math.ceil(count / columns)
-    size = (max(PANEL[0] * columns, 8.0), PANEL[1] * rows + 0.9)
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, dpi=120, squeeze=False, layout="constrained")
+    width, height = PANEL if count <= MANY else SMALL_PANEL
+    size = (max(width * columns, 8.0), height * rows + 0.9)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=size, dpi=120, squeeze=False, layout="constrained", sharey=sharey
+    )
     panels = list(axes.flat)
     for unused in panels[count:]:
         unused.set_axis_off()
@@ -125,7 +153,7 @@ def _legend(figure: Any, panels: list[Any]) -> None:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Learning runs: every task with every method and every seed, each a `train.py` of its own, one at a time on each GPU.
+"""Learning runs: every task with every method and every seed, each a `train.py` of its own.
 
     python -m benchmarks.learning --tasks HopperStand CheetahRun --methods gorl_flow gaussian --seeds 1 2 3 --steps 1e8
 
@@ -9,7 +9,12 @@ was asked for is shown, one that broke off as well. Settings in the command hold
 
 Each run writes one small file into `--out` when it is done: command, commit, hardware, versions, settings, all frozen
 evaluations, the monitor worlds' curve, seconds and speeds. Given again, the command skips runs whose file is there,
-goes on with runs that were interrupted, and begins anew those that had not saved anything yet.
+goes on with runs that were interrupted, and begins anew those that had not saved anything yet. Commands with other
+tasks or steps may write to the same `--out`.
+
+One run at a time is on each GPU, or `--per-gpu` of them: a step of a few thousand worlds leaves most of a large GPU
+idle. They run beside each other by NVIDIA's Multi-Process Service where `nvidia-cuda-mps-control` is installed, and
+else take turns. Their result files say `per_gpu`: such seconds and speeds are not those of a run alone.
 """
 
 from __future__ import annotations
@@ -37,6 +42,8 @@ def main() -> None:
     settings, others = apart(sys.argv[1:])
     arguments = _parser().parse_args(others)
     given = checked(settings, OWN)
+    if arguments.per_gpu < 1:
+        raise InputError(f"--per-gpu {arguments.per_gpu}: expected at least 1")
     for task in arguments.tasks:
         tasks.make(task)
     cells = [
@@ -47,7 +54,7 @@ def main() -> None:
     ]
     matrix = Matrix(arguments.out, arguments.runs, arguments.commit)
     with on_stop(matrix.stop):
-        matrix.run(cells, _gpus(arguments.gpus))
+        matrix.run(cells, _gpus(arguments.gpus), arguments.per_gpu)
     if matrix.stopped:
         print("stopped; the same command goes on")
         sys.exit(130)
@@ -68,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="SEED", help="default: 1 2 3")
     parser.add_argument("--steps", type=whole, required=True, help="total_steps of each run, such as 1e8")
     parser.add_argument("--gpus", type=int, metavar="G", help="use the first G; default: all, or the CPU without any")
+    parser.add_argument("--per-gpu", type=int, default=1, metavar="K", help="runs at a time on each; %(default)s")
     parser.add_argument("--out", type=Path, default=RESULTS / "learning", help="folder of result files; %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="run folders; %(default)s")
     parser.add_argument("--commit", default="", help="of this code, where git cannot tell")

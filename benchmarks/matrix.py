@@ -1,9 +1,10 @@
-"""A matrix of training runs: which are done, which go on, which begin; a worker for each GPU takes the next one."""
+"""A matrix of training runs: which are done, which go on, which begin; the workers of each GPU take the next one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import mps
 from benchmarks.arguments import as_arguments
 from benchmarks.collect import collect, is_complete
 from benchmarks.provenance import provenance, read, write
@@ -80,22 +82,28 @@ class Matrix:
     def __init__(self, out: Path, runs: Path, commit: str = "") -> None:
         self._out, self._runs, self._commit = out, runs, commit
         self._todo: deque[Cell] = deque()
+        self._per_gpu = 1
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()  # of the processes under way and `stopped`
         self.stopped = False
         self.failures = 0
 
-    def run(self, cells: Sequence[Cell], gpus: Sequence[str | None]) -> None:
-        """Runs what is not done yet, one process at a time for each of `gpus`; returns when all have ended."""
+    def run(self, cells: Sequence[Cell], gpus: Sequence[str | None], per_gpu: int = 1) -> None:
+        """Runs what is not done yet, `per_gpu` processes at a time on each of `gpus`; returns when all have ended."""
         done = [cell for cell in cells if self._is_done(cell)]
         self._todo.extend(cell for cell in cells if cell not in done)
         print(f"{len(cells)} runs, {len(done)} of them done already", flush=True)
-        workers = [threading.Thread(target=self._work, args=(gpu,)) for gpu in gpus[: len(self._todo)]]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            while worker.is_alive():
-                worker.join(0.2)  # a signal may arrive in another thread: this one has to look
+        if not self._todo:
+            return
+        self._per_gpu = min(per_gpu, math.ceil(len(self._todo) / len(gpus)))
+        with mps.shared(gpus, self._per_gpu) as environments:
+            places = [*zip(gpus, environments, strict=True)] * self._per_gpu
+            workers = [threading.Thread(target=self._work, args=place) for place in places[: len(self._todo)]]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                while worker.is_alive():
+                    worker.join(0.2)  # a signal may arrive in another thread: this one has to look
 
     def stop(self) -> None:
         """Begins no further run; those under way save a checkpoint and end."""
@@ -108,25 +116,26 @@ class Matrix:
         content = read(self._out / f"{cell.name}.json")
         return content is not None and content.get("cell") == cell.identity
 
-    def _work(self, gpu: str | None) -> None:
+    def _work(self, gpu: str | None, environment: dict[str, str]) -> None:
         while not self.stopped:
             try:
                 cell = self._todo.popleft()
             except IndexError:
                 return
             try:
-                line = self._complete(cell, gpu)
+                line = self._complete(cell, gpu, environment)
             except Exception as error:  # whatever it is, the others go on
                 line = self._fail(cell, str(error) or type(error).__name__)
             if line:
                 print(line, flush=True)
 
-    def _complete(self, cell: Cell, gpu: str | None) -> str:
+    def _complete(self, cell: Cell, gpu: str | None, environment: dict[str, str]) -> str:
         folder = self._runs / cell.name
         folder.mkdir(parents=True, exist_ok=True)
         run = _newest(folder)
         if run is None or not is_complete(run):
-            self._launch(cell, [f"resume={run}"] if run else [*cell.arguments, f"runs={folder}"], gpu)
+            arguments = [f"resume={run}"] if run else [*cell.arguments, f"runs={folder}"]
+            self._launch(cell, arguments, gpu, environment)
             run = _newest(folder)
             if run is None or not is_complete(run):
                 if self.stopped:
@@ -141,15 +150,16 @@ class Matrix:
             f"after {result['steps']:,} steps, {seconds:.0f} s"
         )
 
-    def _launch(self, cell: Cell, arguments: list[str], gpu: str | None) -> None:
+    def _launch(self, cell: Cell, arguments: list[str], gpu: str | None, environment: dict[str, str]) -> None:
         """Runs train.py to its end; InputError with its last words if it fails."""
         folder = self._runs / cell.name
-        launches = (read(folder / "started.json") or {}).get("launches", 0)
-        origin = provenance(["train.py", *cell.arguments], self._commit, gpu)
+        former = read(folder / "started.json") or {}
+        launches = former.get("launches", 0)
+        origin = {
+            **provenance(["train.py", *cell.arguments], self._commit, gpu),
+            "per_gpu": max(self._per_gpu, former.get("per_gpu", 1)),  # the run's clock goes on from launch to launch
+        }
         write(folder / "started.json", {**origin, "launches": launches + 1})
-        environment = dict(os.environ, PYTHONUNBUFFERED="1")
-        if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
         log = folder / "log.txt"
         with log.open("ab") as output:
             command = [sys.executable, str(TRAIN), *arguments]
@@ -158,7 +168,11 @@ class Matrix:
                     return
                 # In a session of its own Ctrl-C reaches it through `stop` alone: a second signal would break it off.
                 process = subprocess.Popen(
-                    command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                    command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                    start_new_session=True,
                 )
                 self._running.add(process)
             print(f"{cell}: {'goes on' if launches else 'begins'}{f', GPU {gpu}' if gpu else ''}", flush=True)

@@ -42,8 +42,7 @@ def main() -> None:
         with atomic(Path(arguments.table)) as temporary:
             temporary.write_text(page(every, [os.path.relpath(folder) for folder in folders]))
         print(arguments.table)
-    if arguments.throughput and throughput:
-        draw_throughput(throughput, Path(arguments.throughput))
+    if arguments.throughput and draw_throughput(throughput, Path(arguments.throughput)):
         print(arguments.throughput)
 
 

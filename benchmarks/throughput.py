@@ -3,6 +3,10 @@
     python -m benchmarks.throughput --task HopperStand --num-envs 1024 4096 16384
     python -m benchmarks.throughput --task HopperStand --num-envs 4096 --stages start
     python -m benchmarks.throughput --task HopperStand --num-envs 4096 --trace trace.json.gz networks.flow_steps=20
+    python -m benchmarks.throughput --task HopperStand --num-envs 4096 --stages rollout --vary networks.flow_steps 1 20
+
+`--vary SETTING VALUE ...` measures each value by itself, with every number of worlds; given more than once, one setting
+is varied after the other, while the others stay as they are. A table at the end puts rates and memory side by side.
 
 Rates are control steps per second of the worlds that are learnt from, medians over five blocks. The ceiling,
 `physics`, is those worlds' captured `step()` under random controls, with the masked reset that a control step needs.
@@ -34,10 +38,12 @@ from benchmarks.start import start
 from gorl_robotics import methods
 from gorl_robotics.config import CPU_DEFAULTS, Config, config_values, resolve
 from gorl_robotics.device import choose_device
-from gorl_robotics.errors import run_main, unknown
+from gorl_robotics.errors import InputError, run_main, unknown
 
 STAGES = ("physics", "env", "rollout", "update", "storage", "refit", "train", "start")
 DEFAULT_STAGES = STAGES[:-1]
+SWEPT = ("physics", "env", "rollout", "rollout_fitted", "update", "iteration_fitted", "train")
+MEMORY = {"torch_peak": "torch's peak", "device_used": "taken of the GPU"}
 OWN = ("task", "num_envs", "resume", "checkpoint", "test")
 Stage = tuple[str, Callable[[], dict[str, dict[str, Any]]]]
 
@@ -47,6 +53,7 @@ def main() -> None:
     settings, others = apart(sys.argv[1:])
     arguments = _parser().parse_args(others)
     given = {"task": arguments.task, **checked(settings, OWN)}
+    variations = _variations(arguments.vary)
     for stage in arguments.stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
@@ -58,16 +65,19 @@ def main() -> None:
         "settings": {name: value for name, value in given.items() if name not in PLACES},
         "measurements": [],
     }
-    out = arguments.out or _usual_file(result)
-    console, failures = Console(width=None if sys.stdout.isatty() else 120), 0
-    for worlds in arguments.num_envs:
-        measurement: dict[str, Any] = {"num_envs": worlds, "stages": {}}
+    cases = [(worlds, one) for one in variations for worlds in arguments.num_envs]
+    out, failures = arguments.out or _usual_file(result, variations), 0
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for worlds, varied in cases:
+        measurement: dict[str, Any] = {"num_envs": worlds, **({"varied": varied} if varied else {}), "stages": {}}
         result["measurements"].append(measurement)
-        trace = arguments.trace if worlds == arguments.num_envs[-1] else None  # one timeline is enough
-        for name in _measure({**given, "num_envs": worlds}, arguments.stages, trace, measurement):
+        trace = arguments.trace if (worlds, varied) == cases[-1] else None  # one timeline is enough
+        for name in _measure({**given, **varied, "num_envs": worlds}, arguments.stages, trace, measurement):
             failures += "failure" in measurement["stages"].get(name, {})
             write(out, result)
         console.print(table(arguments.task, measurement))
+    if arguments.vary:
+        console.print(sweep_table(arguments.task, result["measurements"]))
     print(out)
     if failures:
         sys.exit(1)
@@ -75,7 +85,8 @@ def main() -> None:
 
 def table(task: str, measurement: dict[str, Any]) -> Table:
     """The measurement of one number of worlds, for people."""
-    shown = Table(title=f"{task}, {measurement['num_envs']:,} worlds", title_justify="left")
+    case = [f"{measurement['num_envs']:,} worlds", *as_arguments(measurement.get("varied", {}))]
+    shown = Table(title=", ".join([task, *case]), title_justify="left")
     for column, justify in (("part", "left"), ("steps/s", "right"), ("ms per control step", "right")):
         shown.add_column(column, justify=justify)  # type: ignore[arg-type]
     shown.add_column("of physics", justify="right")
@@ -91,6 +102,25 @@ def table(task: str, measurement: dict[str, Any]) -> Table:
             f"{numbers['ms_per_control_step']:.3f}" if rate else "",
             "" if share is None else f"{share:.1%}",
             _remark(name, numbers),
+        )
+    return shown
+
+
+def sweep_table(task: str, measurements: list[dict[str, Any]]) -> Table:
+    """Rates of all measured parts, in steps/s, and GPU memory, a row for each value of each varied setting."""
+    parts = [name for name in SWEPT if any(_rate(row, name) for row in measurements)]
+    sizes = [name for name in MEMORY if any(name in row["stages"].get("memory", {}) for row in measurements)]
+    shown = Table(title=f"{task}, steps/s", title_justify="left")
+    shown.add_column("setting")
+    for column in ("worlds", *(name.replace("_", " ") for name in parts), *(MEMORY[name] for name in sizes)):
+        shown.add_column(column, justify="right")
+    for row in measurements:
+        memory = row["stages"].get("memory", {})
+        shown.add_row(
+            *as_arguments(row["varied"]),
+            f"{row['num_envs']:,}",
+            *(f"{rate:,.0f}" if (rate := _rate(row, name)) else "" for name in parts),
+            *(f"{memory[name] / 2**30:.2f} GiB" if name in memory else "" for name in sizes),
         )
     return shown
 
@@ -113,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", required=True)
     parser.add_argument("--num-envs", type=whole, nargs="+", required=True, metavar="N")
     parser.add_argument("--stages", nargs="+", default=DEFAULT_STAGES, metavar="STAGE", help=f"of {' '.join(STAGES)}")
+    parser.add_argument(
+        "--vary", nargs="+", action="append", default=[], metavar="WORD", help="a setting and its values"
+    )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a timeline of rollout and update")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: a file in benchmarks/results/throughput")
     parser.add_argument("--commit", default="", help="of this code, where git cannot tell")
@@ -208,8 +241,25 @@ def _remark(name: str, numbers: dict[str, Any]) -> str:
     return ""
 
 
-def _usual_file(result: dict[str, Any]) -> Path:
-    words = re.findall(r"[a-z0-9]+", f"{result['task']} {result['device']}".lower())
+def _variations(vary: list[list[str]]) -> list[dict[str, Any]]:
+    """The settings of each measurement that differ from the others'; [{}] if none is varied.
+
+    Raises:
+        InputError: a setting or a value is wrong, or there is no value.
+    """
+    for name, *values in vary:
+        if not values:
+            raise InputError(f"--vary {name}: expected a setting and one or more values for it")
+    return [checked([f"{name}={value}"], OWN) for name, *values in vary for value in values] or [{}]
+
+
+def _rate(measurement: dict[str, Any], part: str) -> float | None:
+    return measurement["stages"].get(part, {}).get("steps_per_second")
+
+
+def _usual_file(result: dict[str, Any], variations: list[dict[str, Any]]) -> Path:
+    varied = dict.fromkeys(name for one in variations for name in one)
+    words = re.findall(r"[a-z0-9]+", " ".join([result["task"], result["device"], *varied]).lower())
     return RESULTS / "throughput" / f"{'-'.join(words)}.json"
 
 

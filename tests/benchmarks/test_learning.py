@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 from running import here, only_run, rows, settings
 
 import train
-from benchmarks import learning, matrix
+from benchmarks import learning, matrix, mps
 from benchmarks.arguments import apart, checked
 from benchmarks.collect import collect, is_complete
 from benchmarks.matrix import Cell, Matrix
@@ -40,7 +41,7 @@ def finish(folder, last):
     (folder / "checkpoints").mkdir(exist_ok=True)
     shutil.copy(here / "latest.pt", folder / "checkpoints" / "latest.pt")
 with (here / "calls").open("a") as calls:
-    print(os.environ.get("CUDA_VISIBLE_DEVICES"), *sys.argv[1:], file=calls)
+    print(*map(os.environ.get, ("CUDA_VISIBLE_DEVICES", "CUDA_MPS_PIPE_DIRECTORY")), *sys.argv[1:], file=calls)
 if "resume" in given:
     finish(pathlib.Path(given["resume"]), 100)
     sys.exit()
@@ -62,6 +63,28 @@ finish(folder, 100)
 with (here / "spans").open("a") as spans:
     print(os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.monotonic(), file=spans)
 """
+
+# Does what NVIDIA's does for its callers: a daemon that lives until it is told to quit, in the folder that they name.
+CONTROL = """#!/bin/sh
+echo "$CUDA_VISIBLE_DEVICES $CUDA_MPS_PIPE_DIRECTORY $CUDA_MPS_LOG_DIRECTORY $*" >> "$(dirname "$0")/control"
+if [ "$1" = -d ]; then
+    sleep 30 &
+    echo $! > "$CUDA_MPS_PIPE_DIRECTORY/pid"
+    cp "$CUDA_MPS_PIPE_DIRECTORY/pid" "$(dirname "$0")/pid"
+else
+    read word
+    [ "$word" = quit ] && kill "$(cat "$CUDA_MPS_PIPE_DIRECTORY/pid")"
+fi
+"""
+
+
+@pytest.fixture
+def control(fake: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (fake / mps.CONTROL).write_text(CONTROL)
+    (fake / mps.CONTROL).chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake), prepend=os.pathsep)
+    monkeypatch.setattr(mps, "PROBE", ("true",))
+    return fake / "control"
 
 
 @pytest.fixture
@@ -137,6 +160,86 @@ def test_every_gpu_runs_one_process_at_a_time(tmp_path: Path, fake: Path) -> Non
         assert all(ended <= began for (_, ended), (began, _) in pairwise(mine))
 
 
+def overlap(fake: Path) -> int:
+    """The most processes that were at work at a time."""
+    spans = [(float(began), float(ended)) for _, began, ended in map(str.split, (fake / "spans").open())]
+    return max(sum(one <= began < ended for one, ended in spans) for began, _ in spans)
+
+
+def test_two_runs_share_the_processor_and_say_so(tmp_path: Path, fake: Path, control: Path) -> None:
+    code, out = run(tmp_path, "10", "11", "12", more=("--per-gpu", "2"))
+    assert code == 0
+    assert overlap(fake) == 2
+    assert "take turns" not in out
+    assert not control.exists()  # there is no GPU to be shared
+    results = [json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()]
+    assert [result["per_gpu"] for result in results] == [2, 2, 2]
+    assert run(tmp_path, "13", more=("--per-gpu", "4"))[0] == 0
+    assert json.loads((tmp_path / "out/HopperStand-gorl_flow-105-s13.json").read_text())["per_gpu"] == 1  # it was alone
+
+
+def test_runs_on_one_gpu_are_served_by_mps(tmp_path: Path, fake: Path, control: Path) -> None:
+    cells = [Cell("HopperStand", "gorl_flow", seed, 105) for seed in (10, 11, 12, 13)]
+    Matrix(tmp_path / "out", tmp_path / "runs").run(cells, ["3", "GPU-7"], 2)
+    started, stopped = [line.split() for line in control.read_text().splitlines()]
+    assert started[0] == "3,GPU-7"
+    assert started[3] == "-d"
+    pipe, log = map(Path, started[1:3])
+    assert str(pipe) in stopped
+    assert not pipe.exists()
+    assert not log.exists()
+    # As the daemon counts its devices, not as the machine does.
+    assert sorted(line.split()[:2] for line in calls(fake)) == [[name, str(pipe)] for name in ("0", "0", "1", "1")]
+    assert is_gone(fake)
+
+
+def test_ctrl_c_ends_the_mps_daemon(tmp_path: Path, fake: Path, control: Path) -> None:
+    stopped = Matrix(tmp_path / "out", tmp_path / "runs")
+
+    def stop() -> None:
+        while not (fake / "waiting").exists():
+            time.sleep(0.01)
+        stopped.stop()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    stopped.run([Cell("HopperStand", "gorl_flow", seed, 105) for seed in (4, 10)], ["0"], 2)
+    stopper.join()
+    assert stopped.stopped
+    assert len(control.read_text().splitlines()) == 2
+    assert is_gone(fake)
+
+
+def is_gone(fake: Path) -> bool:
+    """Whether the fake daemon has ended, be it that nobody has asked yet how."""
+    words = Path("/proc", (fake / "pid").read_text().strip(), "cmdline")
+    return not words.exists() or not words.read_text()
+
+
+@pytest.mark.parametrize("broken", ["absent", "daemon", "server"])
+def test_without_mps_the_processes_take_turns(
+    tmp_path: Path,
+    fake: Path,
+    control: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    if broken == "absent":
+        monkeypatch.setattr(mps, "CONTROL", "no-such-program")
+    elif broken == "daemon":
+        (fake / mps.CONTROL).write_text("#!/bin/sh\necho no such device\nexit 1\n")
+    else:
+        monkeypatch.setattr(mps, "PROBE", ("sh", "-c", "echo no such device; exit 1"))
+    cells = [Cell("HopperStand", "gorl_flow", seed, 105) for seed in (10, 11)]
+    Matrix(tmp_path / "out", tmp_path / "runs").run(cells, ["3"], 2)
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "take turns" in line]
+    assert line.endswith("there is no no-such-program" if broken == "absent" else "no such device")
+    assert [line.split()[:2] for line in calls(fake)] == [["3", "None"]] * 2
+    assert overlap(fake) == 2
+    assert broken != "server" or is_gone(fake)
+
+
 def test_a_stopped_matrix_ends_its_runs_and_begins_no_other(tmp_path: Path, fake: Path) -> None:
     cells = [Cell("HopperStand", "gorl_flow", seed, 105) for seed in (4, 5)]
     stopped = Matrix(tmp_path / "out", tmp_path / "runs")
@@ -199,6 +302,7 @@ def test_settings_stand_anywhere_on_the_command_line() -> None:
         (["--tasks", "HopperStand", "seed=3"], "the benchmark decides that itself"),
         (["--tasks", "HopperStand", "ppo.clipp=3"], "did you mean 'ppo.clip'"),
         (["--tasks", "HopperStand", "--gpus", "99"], "--gpus 99"),
+        (["--tasks", "HopperStand", "--per-gpu", "0"], "--per-gpu 0: expected at least 1"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_anything_runs(tmp_path: Path, wrong: list[str], line: str) -> None:
@@ -208,11 +312,12 @@ def test_what_cannot_be_run_is_said_before_anything_runs(tmp_path: Path, wrong: 
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_the_matrix_resumable(tmp_path: Path, fake: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_matrix_resumable(tmp_path: Path, fake: Path, kind: signal.Signals) -> None:
     def interrupt() -> None:
         while not (fake / "waiting").exists():
             time.sleep(0.01)
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), kind)
 
     threading.Thread(target=interrupt).start()
     code, out = run(tmp_path, "4")

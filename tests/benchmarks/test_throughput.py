@@ -91,6 +91,62 @@ def test_every_part_is_a_rate_and_a_share_of_the_physics(tmp_path: Path) -> None
     assert not list((tmp_path / "runs").iterdir())  # nothing is left behind
 
 
+def test_settings_are_varied_one_by_one(tmp_path: Path) -> None:
+    sweep = ["--vary", "networks.flow_steps", "1", "-3", "4", "--vary", "networks.decoder", "[8,8]", "[32,32]"]
+    code, out, result = measure(tmp_path, "--num-envs", "8", "16", "--stages", "rollout", *sweep)
+    assert code == 1  # a decoder of -3 steps is one failure, with both numbers of worlds
+    rows = result["measurements"]
+    cases = [("networks.flow_steps", 1), ("networks.flow_steps", -3), ("networks.flow_steps", 4)]
+    cases += [("networks.decoder", [8, 8]), ("networks.decoder", [32, 32])]
+    assert [(row["varied"], row["num_envs"]) for row in rows] == [({n: v}, w) for n, v in cases for w in (8, 16)]
+    for row in rows:
+        ((name, value),) = row["varied"].items()
+        if value == -3:
+            assert "flow_steps" in row["stages"]["build"]["failure"]
+            continue
+        built = row["stages"]["build"]["settings"]
+        # What is not varied is as the command says.
+        assert built == {**built, "networks.flow_steps": 3, "networks.decoder": [16, 16], name: value}
+        assert row["stages"]["rollout_fitted"]["steps_per_second"] > 0
+    last = out[out.rindex("CartpoleBalance, steps/s") :].splitlines()
+    (line,) = [line for line in last if "networks.decoder=[32,32]" in line and " 16 " in line]
+    assert f"{rows[-1]['stages']['rollout_fitted']['steps_per_second']:,.0f}" in line
+
+
+def test_a_sweep_shows_memory_where_it_was_measured() -> None:
+    memory = {"torch_peak": 3 * 2**30, "device_used": 5 * 2**30, "warp": 0}
+    rows = [
+        {"num_envs": 4096, "varied": {"networks.flow_steps": 1}, "stages": {"memory": memory}},
+        {"num_envs": 4096, "varied": {"networks.flow_steps": 2}, "stages": {"build": {"failure": "no memory"}}},
+    ]
+    shown = throughput.sweep_table("HopperStand", rows)
+    assert [column.header for column in shown.columns] == ["setting", "worlds", "torch's peak", "taken of the GPU"]
+    assert [list(column.cells) for column in shown.columns[2:]] == [["3.00 GiB", ""], ["5.00 GiB", ""]]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["networks.flow_steps"], "--vary networks.flow_steps: expected a setting and one or more values"),
+        (["networks.flowsteps", "3"], "did you mean 'networks.flow_steps'"),
+        (["num_envs", "3"], "the benchmark decides that itself"),
+    ],
+)
+def test_what_cannot_be_varied_is_said_at_once(tmp_path: Path, words: list[str], line: str) -> None:
+    code, out, result = measure(tmp_path, "--num-envs", "8", "--vary", *words)
+    assert code == 2
+    assert line in out
+    assert not result
+
+
+def test_a_sweep_does_not_take_the_place_of_the_usual_result() -> None:
+    result = {"task": "HopperStand", "device": "NVIDIA H200"}
+    usual = throughput._usual_file(result, [{}])
+    assert usual.name == "hopperstand-nvidia-h200.json"
+    varied = throughput._usual_file(result, [{"networks.flow_steps": 1}, {"networks.flow_steps": 2}])
+    assert varied.name == "hopperstand-nvidia-h200-networks-flow-steps.json"
+
+
 def test_a_failing_part_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: stages.Bench) -> dict[str, Any]:
         raise RuntimeError("CUDA error:\nan illegal memory access")
