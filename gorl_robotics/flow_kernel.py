@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-# Three products of TF32 parts for one: float32's accuracy at several times its speed.
-_PRECISION = tl.constexpr("tf32x3")
+from gorl_robotics import mlp_blocks
+
 _ROWS = 32  # rows of a program: 4,096 worlds are then about one program for each of a large GPU's processors
 
 
@@ -38,6 +38,7 @@ def _decode(  # type: ignore[no-untyped-def]
     layers: tl.constexpr,
     steps: tl.constexpr,
     block: tl.constexpr,
+    precision: tl.constexpr,
 ):
     row = tl.program_id(0) * block + tl.arange(0, block)
     unit, axis = tl.arange(0, width), tl.arange(0, padded)
@@ -50,12 +51,12 @@ def _decode(  # type: ignore[no-untyped-def]
     x = tl.load(z + row[:, None] * size + axis[None, :], mask=here & real[None, :], other=0.0)
     for step in range(steps):
         time = tl.load(clock + step * width + unit)
-        h = _silu(seen + time[None, :] + tl.dot(x, w_first, input_precision=_PRECISION))
+        h = _silu(seen + time[None, :] + tl.dot(x, w_first, input_precision=precision))
         for layer in tl.static_range(layers):
             w = tl.load(hidden + layer * width * width + unit[None, :] * width + unit[:, None])
             b = tl.load(hidden_bias + layer * width + unit)
-            h = _silu(tl.dot(h, w, input_precision=_PRECISION) + b[None, :])
-        x -= (tl.dot(h, w_last, input_precision=_PRECISION) + b_last[None, :]) / tl.load(divisor + step)
+            h = _silu(tl.dot(h, w, input_precision=precision) + b[None, :])
+        x -= (tl.dot(h, w_last, input_precision=precision) + b_last[None, :]) / tl.load(divisor + step)
     tl.store(out + row[:, None] * size + axis[None, :], x, mask=here & real[None, :])
 
 
@@ -68,7 +69,7 @@ def decode(
     z: Tensor,
     divisor: Tensor,
 ) -> Tensor:
-    """The steps from z to the pre-tanh action, with float32's accuracy throughout.
+    """The steps from z to the pre-tanh action, of the accuracy that `mlp_blocks.precision` names.
 
     Args:
         base: what the first layer makes of the observation, bias included, (N, width).
@@ -100,5 +101,6 @@ def decode(
         len(hidden),
         clock.shape[0],
         _ROWS,
+        mlp_blocks.precision(),
     )
     return out

@@ -5,8 +5,14 @@ Tiles are padded with zeros to powers of two of at least 16; `size`, `inputs` an
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+
+def precision() -> str:
+    """What matrix products are made of: one of TF32 parts where torch may too, else three, which is nearly float32."""
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @triton.jit

@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from gorl_robotics.mlp_blocks import add, hidden, hidden_backward, linear, linear_backward, tile
+from gorl_robotics.mlp_blocks import add, hidden, hidden_backward, linear, linear_backward, precision, tile
 
-PRECISION = "tf32x3"  # three TF32 products for one: nearly float32's accuracy at the tensor cores' speed
 ROWS = 32  # of a block; with more, a program's tiles would not fit into registers
 WARPS = 8  # of a program
 PROGRAMS = 264  # at most, two for each processor of a large GPU: every one leaves a sum of its own
@@ -178,7 +177,7 @@ def shape_arguments(parameters: Sequence[Tensor]) -> dict[str, Any]:
         "width": width,
         "layers": len(parameters) // 2 - 1,
         "block": ROWS,
-        "precision": PRECISION,
+        "precision": precision(),
     }
 
 
