@@ -41,9 +41,7 @@ class Ppo:
     clip: float = setting(0.2, "PPO's clip range of the probability ratio", low=0)
     discount: float = setting(0.995, "γ of discounted returns", low=0, high=1)
     gae_lambda: float = setting(0.95, "λ of generalised advantages", low=0, high=1)
-    entropy: float = setting(
-        0.005, "weight of the pull of σ towards 1, an entropy bonus below it; gorl_* and gaussian only", low=0
-    )
+    entropy: float = setting(0.005, "weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = setting(0.1, "rewards are multiplied by this before learning", low=0)
 
@@ -110,10 +108,7 @@ class Config:
     threads: int = setting(0, "CPU threads of each process on a CPU; 0 shares out every core", low=0)
     monitors: int = setting(128, "further worlds of each process, which act without noise and are only watched", low=1)
     practice: float = setting(
-        0.01,
-        "probability per step of cutting short a world that does better than the mean, where half do",
-        low=0,
-        high=1,
+        0.01, "probability per step of cutting short a world that does better than the mean", low=0, high=1
     )
     evaluation_worlds: int = setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
     checkpoint_seconds: float = setting(30.0, "most that a killed run loses, in seconds of training", low=0)

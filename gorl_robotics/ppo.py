@@ -43,11 +43,7 @@ def policy_loss(
     entropy_weight: float,
     regularisation: Tensor,
 ) -> PolicyLoss:
-    """Clipped surrogate, plus a pull of σ towards 1, plus a weak one of μ and σ towards zero.
-
-    The pull towards 1 is an entropy bonus that a spread beyond 1 pays for: Σ(σ²/2 - log σ), which is, but for a
-    constant, KL(N(0, σ²), N(0, 1)). With entropy alone σ grows without end where nothing is learnt yet, and tanh makes
-    of that actions at either end of their range.
+    """Clipped surrogate, minus an entropy bonus, plus a pull of μ and σ towards zero.
 
     Args:
         mean: (B, a) of the present policy.
@@ -56,14 +52,13 @@ def policy_loss(
         old_log_prob: (B,) of it when it was sampled.
         advantage: (B,), normalised.
         clip: range of the probability ratio.
-        entropy_weight: of the pull of σ towards 1.
+        entropy_weight: of the Gaussian's entropy.
         regularisation: weight of mean(μ²) + mean(σ²), a scalar tensor.
     """
     terms = clipped_surrogate(gaussian_log_prob(latent, mean, std) - old_log_prob, advantage, clip)
     entropy = gaussian_entropy(std).mean()
     pull = (mean**2).mean() + (std**2).mean()
-    spread = (std**2).sum(dim=-1).mean() / 2
-    loss = terms.loss + entropy_weight * (spread - entropy) + regularisation * pull
+    loss = terms.loss - entropy_weight * entropy + regularisation * pull
     return terms._replace(loss=loss, entropy=entropy.detach(), std=std.detach().mean())
 
 

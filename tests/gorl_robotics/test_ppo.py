@@ -75,39 +75,25 @@ def minibatch() -> dict[str, Tensor]:
 
 def test_policy_loss_equals_a_slow_reference() -> None:
     batch, clip, entropy_weight, regularisation = minibatch(), 0.2, 0.03, 0.07
-    surrogate, entropy, spread, kl, clipped = 0.0, 0.0, 0.0, 0.0, 0
+    surrogate, entropy, kl, clipped = 0.0, 0.0, 0.0, 0
     for row in range(3):
         new = 0.0
         for i in range(2):
             mean, std, z = (float(batch[name][row, i]) for name in ("mean", "std", "latent"))
             new += -((z - mean) ** 2) / (2 * std**2) - math.log(std) - math.log(2 * math.pi) / 2
             entropy += (0.5 * math.log(2 * math.pi * math.e * std**2)) / 3
-            spread += std**2 / 2 / 3
         ratio, advantage = math.exp(new - float(batch["old_log_prob"][row])), float(batch["advantage"][row])
         surrogate += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage) / 3
         kl += (ratio - 1 - math.log(ratio)) / 3
         clipped += abs(ratio - 1) > clip
     pull = sum(float((batch[name] ** 2).sum()) / 6 for name in ("mean", "std"))
-    expected = -surrogate + entropy_weight * (spread - entropy) + regularisation * pull
+    expected = -surrogate - entropy_weight * entropy + regularisation * pull
     terms = policy_loss(**batch, clip=clip, entropy_weight=entropy_weight, regularisation=torch.tensor(regularisation))
     assert float(terms.loss) == pytest.approx(expected, rel=1e-5)
     assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
     assert float(terms.entropy) == pytest.approx(entropy, rel=1e-5)
     assert clipped == 2
     assert float(terms.clipped) == pytest.approx(2 / 3)
-
-
-def test_without_a_signal_the_spread_goes_to_one() -> None:
-    """Where it starts below, and where it starts above."""
-    mean, latent, nothing = torch.zeros(5, 3), torch.zeros(5, 3), torch.zeros(5)
-    for start in (0.2, 4.0):
-        std = torch.full((5, 3), start, requires_grad=True)
-        optimizer = torch.optim.Adam([std], lr=0.05)
-        for _ in range(300):
-            optimizer.zero_grad()
-            policy_loss(mean, std, latent, nothing, nothing, 0.2, 0.005, ZERO).loss.backward()
-            optimizer.step()
-        torch.testing.assert_close(std.detach(), torch.ones(5, 3), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +138,7 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
             ratio = log_ratio.exp()
             surrogate = torch.min(ratio * gain[rows], ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * gain[rows])
             pull = now.mean.square().mean() + now.stddev.square().mean()
-            spread = (now.scale**2 / 2 - now.entropy()).sum(1).mean()
-            loss = -surrogate.mean() + ppo.entropy * spread + learner.regularisation * pull
+            loss = -surrogate.mean() - ppo.entropy * now.entropy().sum(1).mean() + learner.regularisation * pull
             value_loss = 0.5 * (critic(critic_seen.flatten(0, 1)[rows]).squeeze(-1) - target[rows]).square().mean()
             for each, network, adam in ((loss, policy.latent, policy_adam), (value_loss, critic, critic_adam)):
                 adam.zero_grad()
