@@ -59,12 +59,11 @@ def _loss(  # type: ignore[no-untyped-def]
     up = -derivative[:, None] / count
     each = 1.0 / (count * size)
     to_mean = up * deviation / std + pull * 2 * mean * each
-    to_std = up * (deviation * deviation - 1) / std + entropy_weight * (std - 1 / std) / count + pull * 2 * std * each
+    to_std = up * (deviation * deviation - 1) / std - entropy_weight / (count * std) + pull * 2 * std * each
     to_spread = to_std * tl.sigmoid(spread + unit_std)
     entropy = tl.sum(tl.sum(tl.where(both, log_std + 0.5 * _LOG_2PI + 0.5, 0.0), axis=1)) / count
     squares = tl.sum(tl.sum(tl.where(both, mean * mean + std * std, 0.0), axis=1)) * each
-    spread = tl.sum(tl.sum(tl.where(both, std * std, 0.0), axis=1)) / count / 2
-    loss = -tl.sum(tl.where(here, value, 0.0)) / count + entropy_weight * (spread - entropy) + pull * squares
+    loss = -tl.sum(tl.where(here, value, 0.0)) / count - entropy_weight * entropy + pull * squares
     term = tl.arange(0, 8)
     terms = tl.where(term == 0, loss, 0.0) + tl.where(term == 1, tl.sum(tl.where(here, kl, 0.0)) / count, 0.0)
     terms += tl.where(term == 2, tl.sum(tl.where(here, clipped, 0.0)) / count, tl.where(term == 3, entropy, 0.0))
