@@ -113,15 +113,21 @@ def _tidy(graph: onnx.GraphProto) -> None:
         del node.metadata_props[:]
 
 
-def check(path: Path, graph: Graph, expected: Mapping[str, np.ndarray], scale: np.ndarray | None = None) -> None:
+def check(
+    path: Path,
+    graph: Graph,
+    expected: Mapping[str, np.ndarray],
+    scale: np.ndarray | None = None,
+    tolerance: float = TOLERANCE,
+) -> None:
     """Raises ExportError if onnxruntime computes something else from the examples than torch did."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     feed = {item.name: graph.examples[item.name].numpy() for item in session.get_inputs()}
     for (name, want), got in zip(expected.items(), session.run(list(expected), feed), strict=True):
         wrong = difference(want, got, scale)
-        if not wrong <= TOLERANCE:
+        if not wrong <= tolerance:
             raise ExportError(
-                f"{path.name}: {name!r} of onnxruntime differs from torch's by {wrong:.1e}, at most {TOLERANCE:.0e} is "
+                f"{path.name}: {name!r} of onnxruntime differs from torch's by {wrong:.1e}, at most {tolerance:.1e} is "
                 "allowed; nothing was exported"
             )
 

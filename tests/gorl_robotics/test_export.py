@@ -18,8 +18,9 @@ from envs.vector_env import VectorEnv
 from gorl_robotics import checkpoint, export, onnx_graph
 from gorl_robotics.config import Config, to_yaml
 from gorl_robotics.errors import InputError
+from gorl_robotics.export import _tolerance
 from gorl_robotics.methods.gorl import GorlPolicy
-from gorl_robotics.onnx_graph import ExportError
+from gorl_robotics.onnx_graph import ExportError, Graph
 
 LOW, HIGH = -0.5, 1.3  # of the chaser's servo
 
@@ -192,3 +193,15 @@ def test_a_run_folder_is_exported_with_the_returns_of_its_final_policy(tmp_path:
 def test_no_run_no_export(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         export.export_checkpoint(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 1e-5, 1e-5), (1e3, 3e-5, 1e-3)])
+def test_what_rounding_alone_changes_is_allowed(shift: float, low: float, high: float) -> None:
+    class Rounded(torch.nn.Module):
+        def forward(self, obs: torch.Tensor) -> torch.Tensor:
+            return (obs + shift) - shift
+
+    obs = torch.linspace(-1, 1, 64).view(32, 2)
+    expected = {"actions": Rounded()(obs).numpy()}
+    allowed = _tolerance(Graph(Rounded(), {"obs": obs}, ("actions",)), expected, np.ones(2))
+    assert low <= allowed <= high
