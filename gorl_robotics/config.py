@@ -24,6 +24,7 @@ class Networks:
     critic: list[int] = setting([256, 256, 256], "hidden layers of the critic")
     decoder: list[int] = setting([64, 64, 64, 64], "hidden layers of the decoder; gorl_* only")
     flow_steps: int = setting(10, "steps from latent or noise to action; not gaussian", low=1)
+    fused: bool = setting(False, "on a GPU train small networks in fused kernels: faster; new, and little tried")
     tf32: bool = setting(False, "on a GPU multiply matrices in TF32: faster, and less exact")
 
 

@@ -17,6 +17,7 @@ OBSERVATION_CLIP = 10.0
 _SMALL = 65536  # gradients that one processor clips sooner than several kernels do
 MIN_STD = 1e-3
 UNIT_STD = math.log(math.expm1(1 - MIN_STD))  # what a softplus turns into a standard deviation of 1
+_fused = False
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -28,10 +29,19 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, _linear(sizes[-1], outputs, 1.0))
 
 
+def fuse(wanted: bool) -> None:
+    """Whether this process trains small networks on a GPU in the fused kernels, where they fit; at first it does not."""
+    global _fused
+    _fused = wanted
+
+
 def fits_kernel(network: nn.Sequential) -> bool:
-    """Whether `mlp_kernel` takes an `mlp`: float32 on a CUDA device, two hidden layers or more, all of one width."""
+    """Whether `mlp_kernel` takes an `mlp`: float32 on a CUDA device, two hidden layers or more, all of one width.
+
+    Never without `fuse`.
+    """
     *hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
-    if len(hidden) < 2:
+    if not _fused or len(hidden) < 2:
         return False
     first = hidden[0]
     return (
@@ -54,7 +64,7 @@ def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
 def clip_gradients(network: nn.Module, largest: float) -> None:
     """Scales the gradients of a network's parameters down to a norm of `largest`, in place."""
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    if all(gradient.is_cuda for gradient in gradients) and sum(map(Tensor.numel, gradients)) <= _SMALL:
+    if _fused and all(gradient.is_cuda for gradient in gradients) and sum(map(Tensor.numel, gradients)) <= _SMALL:
         from gorl_robotics.clip_kernel import clip
 
         clip(gradients, largest)
