@@ -79,11 +79,12 @@ class NativeSimulation(Simulation):
         return torch.from_numpy(self._batch.bind("ncon")), torch.from_numpy(self._batch.bind("nefc"))
 
     def faults(self) -> Tensor:
-        """None: MuJoCo C grows its buffers by itself."""
-        return torch.zeros(0, dtype=torch.int64)
+        """In no world anything: MuJoCo C grows its buffers by itself."""
+        return torch.zeros(1, dtype=torch.int64)
 
-    def judge(self, faults: Tensor) -> None:
+    def fault(self, faults: Tensor) -> str:
         """Nothing can overflow."""
+        return ""
 
     def _derive(self, mask: Tensor) -> None:
         self._batch.set_const(mask.numpy())

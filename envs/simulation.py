@@ -61,15 +61,17 @@ class Simulation(Fields):
 
     def check(self) -> None:
         """Raises SimulationError if a contact or constraint buffer has overflowed since the last; the host waits."""
-        self.judge(self.faults())
+        fault = self.fault(self.faults())
+        if fault:
+            raise SimulationError(fault)
 
     @abstractmethod
     def faults(self) -> Tensor:
-        """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
+        """What has gone wrong since the last call, (n,) int64 on the device: first of all, in how many worlds."""
 
     @abstractmethod
-    def judge(self, faults: Tensor) -> None:
-        """Raises SimulationError if a contact or constraint buffer had overflowed."""
+    def fault(self, faults: Tensor) -> str:
+        """One line about what `faults` gave: which buffer had overflowed, and what to do; empty if none had."""
 
     def place(
         self, mask: Tensor, qpos: Tensor, qvel: Tensor, mocap_pos: Tensor | None, mocap_quat: Tensor | None

@@ -194,8 +194,10 @@ class VectorEnv:
         return self.finish()
 
     def check(self) -> None:
-        """Raises SimulationError if a buffer overflowed, or over 1 % of the worlds went non-finite, since the last."""
-        self.judge(self.faults())
+        """Raises SimulationError if any buffer overflowed, or too many worlds went non-finite, since the last."""
+        fault = self.judge(self.faults())
+        if fault:
+            raise SimulationError(fault)
 
     def faults(self) -> Tensor:
         """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
@@ -203,20 +205,28 @@ class VectorEnv:
         self._nonfinite.zero_()
         return faults
 
-    def judge(self, faults: Tensor) -> None:
-        """Raises SimulationError if what was wrong is too much; counts the worlds that had become non-finite."""
-        lost, own = int(faults[0]), faults[1:]
-        try:
-            for simulation, part in zip((self.sim, self.starts.simulation), own.chunk(2), strict=False):
-                simulation.judge(part)
-        except SimulationError as error:
-            raise SimulationError(f"{self.task.name}: {error}") from error
+    def judge(self, faults: Tensor) -> str:
+        """One line about what was wrong and can be lived with, empty if nothing was.
+
+        Contacts that did not fit are left out of a physics step of that world; worlds that became non-finite begin
+        anew.
+
+        Raises:
+            SimulationError: it happened in more than 1 % of the worlds.
+        """
+        few, lost, fault = max(1.0, 0.01 * self.num_worlds), int(faults[0]), ""
+        for simulation, part in zip((self.sim, self.starts.simulation), faults[1:].chunk(2), strict=True):
+            line = simulation.fault(part)
+            fault = f"{self.task.name}: {line}" if line else fault
+            if int(part[0]) > few:
+                raise SimulationError(fault)
         self.total_nonfinite += lost
-        if lost > max(1.0, 0.01 * self.num_worlds):
+        if lost > few:
             raise SimulationError(
                 f"{self.task.name}: {lost} of {self.num_worlds} worlds became non-finite in one rollout; "
                 f"shorten the task's timing.physics (now {self.task.timing.physics} s) or raise its solver iterations"
             )
+        return fault
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs to go on exactly where this one is, random numbers included."""

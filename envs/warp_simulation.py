@@ -13,7 +13,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from envs.simulation import STATE_FIELDS, Simulation, SimulationError
+from envs.simulation import STATE_FIELDS, Simulation
 from envs.user_code import summary
 from gorl_robotics.errors import InputError
 
@@ -148,13 +148,13 @@ class WarpSimulation(Simulation):
         self._overflow.zero_()
         return torch.cat([full.any(dim=0).sum().view(1), full.sum(dim=1)])
 
-    def judge(self, faults: Tensor) -> None:
-        """Raises SimulationError if contacts or constraint rows did not fit."""
+    def fault(self, faults: Tensor) -> str:
+        """Says if contacts or constraint rows did not fit."""
         worlds, *each = faults.tolist()
         if not worlds:
-            return
+            return ""
         settings = {name for name, count in zip(_CAPACITY.values(), each, strict=True) if count}
-        raise SimulationError(
+        return (
             f"{worlds} of {self.num_worlds} worlds had more contacts or constraints than fit; "
             f"raise the task's {' and '.join(sorted(settings))} "
             f"(now nconmax {self._data.naconmax // self.num_worlds}, njmax {self._data.njmax})"

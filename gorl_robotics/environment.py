@@ -62,8 +62,8 @@ class Environment(Protocol):
     def faults(self) -> Tensor:
         """What has gone wrong since the last call, (n,) on the device; called once per rollout."""
 
-    def judge(self, faults: Tensor) -> None:
-        """Raises if the simulation could not be trusted, given what `faults` gave, now on the host."""
+    def judge(self, faults: Tensor) -> str:
+        """What a user should know of `faults`, now on the host; raises if the simulation could not be trusted."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly from here."""

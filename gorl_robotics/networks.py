@@ -30,7 +30,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 def fuse(wanted: bool) -> None:
-    """Whether this process trains small networks on a GPU in the fused kernels, where they fit; at first it does not."""
+    """Whether this process trains small networks on a GPU in the fused kernels; at first it does not."""
     global _fused
     _fused = wanted
 

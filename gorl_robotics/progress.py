@@ -55,6 +55,7 @@ class Progress:
         self.evaluation: dict[str, Any] | None = None
         self._before, self._since = 0.0, time.monotonic()
         self._reported_at = self._since
+        self._faulty = False
         self._pending: Callable[[], None] = _nothing
         if saved:
             self.stage, self.steps, self.iteration = saved["stage"], saved["steps"], saved["iteration"]
@@ -114,7 +115,10 @@ class Progress:
         counts: Mapping[str, int],
         samples: int,
     ) -> None:
-        env.judge(faults.now())
+        fault = env.judge(faults.now())
+        if fault and not self._faulty:
+            self._faulty = True  # once is enough: it may come with every iteration
+            self._display.note(f"{fault}; training goes on")
         row = dict(zip(names, values.now().tolist(), strict=True))
         if not distributed.is_main():
             return

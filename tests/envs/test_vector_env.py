@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unittest.mock import Mock
-
 import mujoco
 import numpy as np
 import pytest
@@ -217,9 +215,18 @@ def test_more_than_one_percent_of_nonfinite_worlds_is_an_error() -> None:
     assert env.total_nonfinite == 5
 
 
-def test_an_overflow_names_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = slider_env(1)
-    monkeypatch.setattr(env.sim, "judge", Mock(side_effect=SimulationError("raise njmax")))
+def test_an_overflow_names_the_task_and_ends_training_where_it_is_no_exception(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = slider_env(200)
+    monkeypatch.setattr(env.sim, "fault", lambda faults: "raise njmax" if int(faults[0]) else "")
+    for worlds in (0, 1, 2, 3):
+        monkeypatch.setattr(env.sim, "faults", lambda worlds=worlds: torch.tensor([worlds]))
+        if worlds > 2:  # more than 1 %
+            with pytest.raises(SimulationError, match=r"^Slider: raise njmax$"):
+                env.judge(env.faults())
+        else:
+            assert env.judge(env.faults()) == ("Slider: raise njmax" if worlds else "")
     with pytest.raises(SimulationError, match=r"^Slider: raise njmax$"):
         env.check()
 

@@ -96,8 +96,9 @@ class FakeEnvironment:
     def faults(self) -> Tensor:
         return torch.ones(1, dtype=torch.int64, device=self.device)
 
-    def judge(self, faults: Tensor) -> None:
+    def judge(self, faults: Tensor) -> str:
         self.checked += int(faults)
+        return ""
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"x": self._x, "age": self._age, "episode": self._episode}

@@ -59,8 +59,19 @@ def test_each_iteration_is_told_once_with_its_own_numbers(tmp_path: Path) -> Non
     assert run.progress.state_dict()["rows"] == 3
 
 
+def test_a_fault_that_can_be_lived_with_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, notes = Run(tmp_path), []
+    monkeypatch.setattr(run.env, "judge", lambda faults: "Fake: 1 of 8 worlds")
+    monkeypatch.setattr(run.progress._display, "note", notes.append)
+    for _ in range(3):
+        run.iterate()
+    run.progress.flush()
+    assert [note for note in notes if "Fake" in note] == ["Fake: 1 of 8 worlds; training goes on"]
+    assert len(run.rows()) == 3
+
+
 def test_a_fault_is_raised_by_the_next_report_or_the_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(faults: torch.Tensor) -> None:
+    def judge(faults: torch.Tensor) -> str:
         raise ArithmeticError(int(faults))
 
     run = Run(tmp_path)
