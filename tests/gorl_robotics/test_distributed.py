@@ -190,7 +190,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_captured_updates_on_two_gpus_equal_one_processs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Policy and critic reduce their gradients in two branches of one captured graph."""
+    """Policy and critic reduce their gradients in captured graphs, one after the other."""
     found = two_processes(tmp_path, "cuda", timeout=90)
     learnt = [process["learnt"] for process in found]
     assert_identical(learnt, "policy", "critic", "rate", "normaliser", "restarted")

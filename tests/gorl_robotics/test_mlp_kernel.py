@@ -59,16 +59,35 @@ def test_which_networks_fit(inputs: int, hidden: list[int], outputs: int, fits: 
     assert not fits_kernel(network.double())
 
 
+# On a GPU each size is compiled for several seconds: those of real tasks, the others are the interpreter's.
 @pytest.mark.gpu
-def test_kernels_give_torchs_values_and_gradients() -> None:
-    from kernels import DECODERS, MLPS, NORMS, POLICIES, check_clip, check_decoder, check_mlp, check_policy
+@pytest.mark.parametrize(("inputs", "outputs", "rows"), [(27, 4, 40_001), (96, 21, 300)])
+def test_a_network_gives_torchs_values_and_gradients(inputs: int, outputs: int, rows: int) -> None:
+    from kernels import check_mlp
 
-    for mlp_case in [*MLPS, (27, [64] * 4, 4, 40_001)]:
-        check_mlp(*mlp_case, "cuda")
-    for policy_case in [*POLICIES, (15, [64] * 3, 4, 8192)]:
-        check_policy(*policy_case, "cuda")
-    for decoder_case in [*DECODERS, (15, 4, 65_536)]:
-        check_decoder(*decoder_case, "cuda")
+    check_mlp(inputs, [64] * 4, outputs, rows, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("inputs", "size", "rows"), [(15, 4, 8192), (67, 21, 1000)])
+def test_a_policys_minibatch_gives_torchs_terms_and_gradients(inputs: int, size: int, rows: int) -> None:
+    from kernels import check_policy
+
+    check_policy(inputs, [64] * 3, size, rows, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("observation", "size", "rows"), [(15, 4, 65_536), (67, 21, 1000)])
+def test_a_decoder_gives_torchs_loss_and_gradients(observation: int, size: int, rows: int) -> None:
+    from kernels import check_decoder
+
+    check_decoder(observation, size, rows, "cuda")
+
+
+@pytest.mark.gpu
+def test_gradients_are_clipped_as_by_torch() -> None:
+    from kernels import NORMS, check_clip
+
     for norm in NORMS:
         check_clip(norm, "cuda")
 
