@@ -119,10 +119,11 @@ def test_one_processs_failure_ends_all_with_its_reason(tmp_path: Path) -> None:
 from unittest import mock
 from envs.simulation import SimulationError
 from gorl_robotics.errors import run_main
-def check(env):
+def judge(env, faults):
     if rank == 1 and env.generator.initial_seed() != 3:
         raise SimulationError("CartpoleBalance: 9 of 12 worlds became non-finite")
-with mock.patch("envs.vector_env.VectorEnv.check", check): run_main(train.main)
+    return ""
+with mock.patch("envs.vector_env.VectorEnv.judge", judge): run_main(train.main)
 """
     begin = time.monotonic()
     ended = launched(settings(**RUN), tmp_path, code)
