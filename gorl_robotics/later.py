@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ class Later:
 
     A device that is waited for after each piece of work idles until the host has launched the next: reading the
     numbers of one iteration while the next one runs costs nothing.
+
+    Attributes:
+        arrived: when the host had the values, on the clock of `time.monotonic`.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -22,9 +27,11 @@ class Later:
             self._event.record()
         else:
             self._host = tensor.clone()
+        self.arrived = time.monotonic()
 
     def now(self) -> Tensor:
         """The values, on the host, which waits for them."""
         if self._event is not None:
             self._event.synchronize()
+            self._event, self.arrived = None, time.monotonic()
         return self._host

@@ -69,7 +69,7 @@ class Progress:
             "stage": self.stage,
             "steps": self.steps,
             "iteration": self.iteration,
-            "elapsed": self._elapsed(),
+            "elapsed": self._elapsed(time.monotonic()),
             "rows": self._log.rows,
             "evaluation": self.evaluation,
         }
@@ -122,9 +122,8 @@ class Progress:
         row = dict(zip(names, values.now().tolist(), strict=True))
         if not distributed.is_main():
             return
-        now = time.monotonic()
-        speed, self._reported_at = samples / (now - self._reported_at), now
-        self._write({**row, "time/steps_per_second": speed}, counts)
+        speed, self._reported_at = samples / (values.arrived - self._reported_at), values.arrived
+        self._write({**row, "time/steps_per_second": speed}, counts, values.arrived)
         mean = row["return/monitor_mean"]
         self._display.update(
             stage=counts["stage"],
@@ -146,7 +145,7 @@ class Progress:
         unknown = torch.full_like(result.stochastic, float("nan"))
         known = {**starts, "return": torch.cat([result.deterministic, unknown])}
         self.evaluation = {"steps": self.steps, "summary": summary, "initial_states": known}
-        self._write({f"evaluation/{name}": value for name, value in summary.items()}, self._counts())
+        self._write({f"evaluation/{name}": value for name, value in summary.items()}, self._counts(), time.monotonic())
         self._display.note(
             f"{when}: {self.steps:,} steps, return {summary['deterministic_mean']:.1f} "
             f"(10th percentile {summary['deterministic_p10']:.1f}), "
@@ -161,13 +160,13 @@ class Progress:
     def _counts(self) -> dict[str, int]:
         return {"steps": self.steps, "iteration": self.iteration, "stage": self.stage + 1}
 
-    def _write(self, values: Mapping[str, float], counts: Mapping[str, int]) -> None:
+    def _write(self, values: Mapping[str, float], counts: Mapping[str, int], at: float) -> None:
         assert self._log is not None
-        self._log.write({**counts, **dict.fromkeys(_COLUMNS, ""), **values, "time/elapsed": self._elapsed()})
+        self._log.write({**counts, **dict.fromkeys(_COLUMNS, ""), **values, "time/elapsed": self._elapsed(at)})
 
-    def _elapsed(self) -> float:
-        """Seconds of training, those before an interruption included."""
-        return self._before + time.monotonic() - self._since
+    def _elapsed(self, at: float) -> float:
+        """Seconds of training until `at`, those before an interruption included."""
+        return self._before + at - self._since
 
 
 def _nothing() -> None:

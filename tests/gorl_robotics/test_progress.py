@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,22 @@ def test_each_iteration_is_told_once_with_its_own_numbers(tmp_path: Path) -> Non
     assert [float(row["reward/training_mean"]) for row in rows] == pytest.approx(rewards)
     assert all(float(row["time/steps_per_second"]) > 0 for row in rows)
     assert run.progress.state_dict()["rows"] == 3
+
+
+def test_an_iterations_seconds_are_its_own(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.progress.begin()
+    begin, seconds = time.monotonic(), []
+    for _ in range(4):
+        run.iterate()
+        seconds.append(time.monotonic() - begin)
+        begin = time.monotonic()
+    time.sleep(0.5)  # what comes before the last one is told is not its
+    run.progress.flush()
+    rows = run.rows()
+    spent = [48 / float(row["time/steps_per_second"]) for row in rows]
+    assert all(one == pytest.approx(other, rel=0.5, abs=0.02) for one, other in zip(spent, seconds, strict=True))
+    assert sum(spent) < float(rows[-1]["time/elapsed"]) < sum(seconds) + 0.4
 
 
 def test_a_fault_that_can_be_lived_with_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
