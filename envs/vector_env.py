@@ -152,7 +152,7 @@ class VectorEnv:
         """Pays, observes and counts the step, and starts the next episode where one has ended."""
         sim, task, step = self.sim, self.task, self.buffers
         total = sim.qpos.sum(dim=1) + sim.qvel.sum(dim=1)
-        finite = total - total == 0  # a fifth of the kernels of isfinite() and all()
+        finite = total - total == 0  # NaN where one is not; half the kernels of isfinite()
         self._nonfinite.add_((~finite).sum())
         over = self.episodes.advance()
 
@@ -212,7 +212,7 @@ class VectorEnv:
         anew.
 
         Raises:
-            SimulationError: it happened in more than 1 % of the worlds.
+            SimulationError: it happened in more than one world and in more than 1 % of them.
         """
         few, lost, fault = max(1.0, 0.01 * self.num_worlds), int(faults[0]), ""
         for simulation, part in zip((self.sim, self.starts.simulation), faults[1:].chunk(2), strict=True):

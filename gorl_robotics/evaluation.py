@@ -81,6 +81,7 @@ class Evaluator:
 
         Few worlds leave most of a GPU idle, and `work`, which must not step any worlds, can have it.
         """
+        self._take_policy()  # in the caller's stream, in which `work` may change it
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         with self._on_stream():
@@ -96,12 +97,15 @@ class Evaluator:
             work()
             return ended.result()
 
-    def _begin(self) -> None:
-        env, acting = self._env, self._acting
+    def _take_policy(self) -> None:
+        acting = self._acting
         acting.load_state_dict(self._policy.state_dict())
         if acting.generative != self._policy.generative:  # acting is another computation than before
             acting.generative = self._policy.generative
-            self._act = captured(self._act_step, env.device, [self._generator])
+            self._act = captured(self._act_step, self._env.device, [self._generator])
+
+    def _begin(self) -> None:
+        env = self._env
         self._generator.manual_seed(self._seed)
         env.generator.manual_seed(self._seed)
         env.draw_starts()

@@ -9,14 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from gorl_robotics import mlp_blocks
+from gorl_robotics.mlp_blocks import precision as product_precision
+from gorl_robotics.mlp_blocks import silu
 
 _ROWS = 32  # rows of a program: 4,096 worlds are then about one program for each of a large GPU's processors
-
-
-@triton.jit
-def _silu(x):  # type: ignore[no-untyped-def]
-    return x * tl.sigmoid(x)
 
 
 @triton.jit
@@ -51,11 +47,11 @@ def _decode(  # type: ignore[no-untyped-def]
     x = tl.load(z + row[:, None] * size + axis[None, :], mask=here & real[None, :], other=0.0)
     for step in range(steps):
         time = tl.load(clock + step * width + unit)
-        h = _silu(seen + time[None, :] + tl.dot(x, w_first, input_precision=precision))
+        h = silu(seen + time[None, :] + tl.dot(x, w_first, input_precision=precision))
         for layer in tl.static_range(layers):
             w = tl.load(hidden + layer * width * width + unit[None, :] * width + unit[:, None])
             b = tl.load(hidden_bias + layer * width + unit)
-            h = _silu(tl.dot(h, w, input_precision=precision) + b[None, :])
+            h = silu(tl.dot(h, w, input_precision=precision) + b[None, :])
         x -= (tl.dot(h, w_last, input_precision=precision) + b_last[None, :]) / tl.load(divisor + step)
     tl.store(out + row[:, None] * size + axis[None, :], x, mask=here & real[None, :])
 
@@ -101,6 +97,6 @@ def decode(
         len(hidden),
         clock.shape[0],
         _ROWS,
-        mlp_blocks.precision(),
+        product_precision(),
     )
     return out

@@ -32,6 +32,7 @@ class Recorder:
         config: settings.
         provenance: what the file says about where it comes from.
         resume: what `state_dict` gave when the run was interrupted in this stage, or `shared_out` made of it.
+        fitted: whether a refit will ask for the data.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Recorder:
         config: Config,
         provenance: Mapping[str, str | int | float],
         resume: Mapping[str, Any] | None = None,
+        fitted: bool = True,
     ) -> None:
         self.path, self._begin = path, stage_end - config.refit.samples
         self._part = 1
@@ -57,7 +59,8 @@ class Recorder:
             self._memory, self._rows = resume["memory"], resume["rows"]
             self._part, self._earlier = resume.get("part", 1), resume.get("earlier", [])
         # A GPU has the room, and its refit need not wait for the disk; what was resumed is in the file alone.
-        self._kept: list[dict[str, Tensor]] | None = [] if self._device.type == "cuda" and resume is None else None
+        keep = fitted and resume is None and self._device.type == "cuda"
+        self._kept: list[dict[str, Tensor]] | None = [] if keep else None
         if self._part > 1:  # files that other processes began are read from, never written to
             self.path = path.with_stem(f"{path.stem}-part-{self._part}")
 
@@ -172,7 +175,7 @@ class Recordings:
         last = stage == len(self._config.stages.fractions) - 1
         wanted = self._config.storage.enabled if last else self._refits
         resume, self._resume = self._resume, None
-        return Recorder(path, self._rollout, end if wanted else math.inf, self._config, provenance, resume)
+        return Recorder(path, self._rollout, end if wanted else math.inf, self._config, provenance, resume, not last)
 
     def end(self, recorder: Recorder) -> None:
         """Closes it and says where recording has failed, in any process."""

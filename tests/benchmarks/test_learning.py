@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -193,18 +195,25 @@ def test_runs_on_one_gpu_are_served_by_mps(tmp_path: Path, fake: Path, control: 
     assert is_gone(fake)
 
 
-def test_ctrl_c_ends_the_mps_daemon(tmp_path: Path, fake: Path, control: Path) -> None:
-    stopped = Matrix(tmp_path / "out", tmp_path / "runs")
+@contextmanager
+def stopping(matrix: Matrix, fake: Path) -> Iterator[None]:
+    """Inside it the matrix is stopped as soon as a run is under way."""
 
     def stop() -> None:
         while not (fake / "waiting").exists():
             time.sleep(0.01)
-        stopped.stop()
+        matrix.stop()
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    stopped.run([Cell("HopperStand", "gorl_flow", seed, 105) for seed in (4, 10)], ["0"], 2)
+    yield
     stopper.join()
+
+
+def test_ctrl_c_ends_the_mps_daemon(tmp_path: Path, fake: Path, control: Path) -> None:
+    stopped = Matrix(tmp_path / "out", tmp_path / "runs")
+    with stopping(stopped, fake):
+        stopped.run([Cell("HopperStand", "gorl_flow", seed, 105) for seed in (4, 10)], ["0"], 2)
     assert stopped.stopped
     assert len(control.read_text().splitlines()) == 2
     assert is_gone(fake)
@@ -243,16 +252,8 @@ def test_without_mps_the_processes_take_turns(
 def test_a_stopped_matrix_ends_its_runs_and_begins_no_other(tmp_path: Path, fake: Path) -> None:
     cells = [Cell("HopperStand", "gorl_flow", seed, 105) for seed in (4, 5)]
     stopped = Matrix(tmp_path / "out", tmp_path / "runs")
-
-    def stop() -> None:
-        while not (fake / "waiting").exists():
-            time.sleep(0.01)
-        stopped.stop()
-
-    stopper = threading.Thread(target=stop)
-    stopper.start()
-    stopped.run(cells, [None])
-    stopper.join()
+    with stopping(stopped, fake):
+        stopped.run(cells, [None])
     assert stopped.stopped
     assert stopped.failures == 0
     assert len(calls(fake)) == 1
