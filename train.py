@@ -27,7 +27,6 @@ from gorl_robotics.display import Display
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.evaluation import Evaluator
 from gorl_robotics.export import export_checkpoint
-from gorl_robotics.networks import fuse
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress
 from gorl_robotics.recorder import Recorder, Recordings
@@ -51,7 +50,6 @@ class Trainer:
         self.config, self.folder, self.display = config, folder, display
         display.doing("building worlds and compiling kernels (a minute at the very first time)")
         device = prepare_device(choose_device(config.device), config.networks.tf32)
-        fuse(config.networks.fused)
         torch.manual_seed(config.seed)
         seed, threads = distributed.own_seed(config.seed), distributed.threads(config.threads)
         self.generator = torch.Generator(device).manual_seed(seed)

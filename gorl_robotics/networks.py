@@ -17,7 +17,6 @@ OBSERVATION_CLIP = 10.0
 _SMALL = 65536  # gradients that one processor clips sooner than several kernels do
 MIN_STD = 1e-3
 UNIT_STD = math.log(math.expm1(1 - MIN_STD))  # what a softplus turns into a standard deviation of 1
-_fused = False
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -29,19 +28,10 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, _linear(sizes[-1], outputs, 1.0))
 
 
-def fuse(wanted: bool) -> None:
-    """Whether this process trains small networks on a GPU in the fused kernels; at first it does not."""
-    global _fused
-    _fused = wanted
-
-
 def fits_kernel(network: nn.Sequential) -> bool:
-    """Whether `mlp_kernel` takes an `mlp`: float32 on a CUDA device, two hidden layers or more, all of one width.
-
-    Never without `fuse`.
-    """
+    """Whether `mlp_kernel` takes an `mlp`: float32 on a CUDA device, two hidden layers or more, all of one width."""
     *hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
-    if not _fused or len(hidden) < 2:
+    if len(hidden) < 2:
         return False
     first = hidden[0]
     return (
@@ -64,7 +54,7 @@ def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
 def clip_gradients(network: nn.Module, largest: float) -> None:
     """Scales the gradients of a network's parameters down to a norm of `largest`, in place."""
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    if _fused and all(gradient.is_cuda for gradient in gradients) and sum(map(Tensor.numel, gradients)) <= _SMALL:
+    if all(gradient.is_cuda for gradient in gradients) and sum(map(Tensor.numel, gradients)) <= _SMALL:
         from gorl_robotics.clip_kernel import clip
 
         clip(gradients, largest)
@@ -133,12 +123,14 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def restart(self) -> None:
-        """New hidden weights; z ~ N(0, I) for every observation. In place: captured graphs stay valid."""
-        layers = [m for m in self.network if isinstance(m, nn.Linear)]
-        for layer in layers:
-            nn.init.orthogonal_(layer.weight, math.sqrt(2))
-            nn.init.zeros_(layer.bias)
-        layers[-1].weight.zero_()
+        """Z ~ N(0, I) for every observation; what hidden layers have learnt to see remains.
+
+        In place: captured graphs stay valid.
+        """
+        last = self.network[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.zero_()
+        last.bias.zero_()
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def learnt(device: torch.device) -> dict[str, Any]:
         setup.policy.load_state_dict(whole.policy.state_dict())
         setup.learner.critic.load_state_dict(whole.learner.critic.state_dict())
     else:
-        setup.policy.latent.restart()
+        torch.nn.init.zeros_(setup.policy.latent.network[0].weight)  # to be overwritten
     distributed.broadcast(setup.policy, setup.learner.critic)
     with mock.patch.object(torch, "randperm", shuffles(rank)):
         for rollout in rollouts:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,8 @@ from torch import nn
 
 from gorl_robotics.config import Config
 from gorl_robotics.methods import make
-from gorl_robotics.networks import fits_kernel, fuse, mlp
+from gorl_robotics.networks import fits_kernel, mlp
 from gorl_robotics.policy import Policy
-
-
-@pytest.fixture(autouse=True)
-def _fused() -> Iterator[None]:
-    fuse(True)
-    yield
-    fuse(False)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch for CUDA only")

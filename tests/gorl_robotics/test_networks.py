@@ -99,13 +99,13 @@ def test_restart_gives_the_prior_for_every_observation() -> None:
     torch.testing.assert_close(deviation, torch.ones(100, 3), rtol=1e-5, atol=1e-7)
 
 
-def test_restart_is_in_place_and_draws_new_hidden_weights() -> None:
+def test_restart_is_in_place_and_keeps_hidden_weights() -> None:
     policy = LatentPolicy(5, 3, [16, 16])
     storage = {name: value.data_ptr() for name, value in policy.state_dict().items()}
-    hidden = policy.network[0].weight.clone()
+    hidden = {name: value.clone() for name, value in policy.network[:-1].state_dict().items()}
     policy.restart()
     assert {name: value.data_ptr() for name, value in policy.state_dict().items()} == storage
-    assert not torch.equal(policy.network[0].weight, hidden)
+    assert all(torch.equal(policy.network[:-1].state_dict()[name], value) for name, value in hidden.items())
 
 
 def test_a_restarted_policy_can_learn_mean_and_deviation() -> None:

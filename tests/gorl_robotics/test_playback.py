@@ -55,7 +55,7 @@ def player(exported: Exported, episodes: int = EPISODES, **options: bool) -> Pla
 
 
 # By chance alone these sparse tasks pay nothing in a hundred steps.
-UNPAID = {"AcrobotSwingupSparse", "BallInCup", "CartpoleSwingupSparse", "PendulumSwingup"}
+UNPAID = {"AcrobotSwingupSparse", "BallInCup", "CartpoleSwingupSparse", "FingerSpin", "PendulumSwingup"}
 
 
 def close(left: np.ndarray, right: Tensor) -> None:

@@ -86,8 +86,8 @@ def test_policy_loss_equals_a_slow_reference() -> None:
         surrogate += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage) / 3
         kl += (ratio - 1 - math.log(ratio)) / 3
         clipped += abs(ratio - 1) > clip
-    pull = sum(float((batch[name] ** 2).sum()) / 6 for name in ("mean", "std"))
-    expected = -surrogate - entropy_weight * entropy + regularisation * pull
+    pull = sum(float((batch[name] ** 2).sum()) / 3 for name in ("mean", "std"))
+    expected = -surrogate - (entropy_weight * entropy - regularisation * pull) / math.sqrt(2)
     terms = policy_loss(**batch, clip=clip, entropy_weight=entropy_weight, regularisation=torch.tensor(regularisation))
     assert float(terms.loss) == pytest.approx(expected, rel=1e-5)
     assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
@@ -137,8 +137,9 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
             )
             ratio = log_ratio.exp()
             surrogate = torch.min(ratio * gain[rows], ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * gain[rows])
-            pull = now.mean.square().mean() + now.stddev.square().mean()
-            loss = -surrogate.mean() - ppo.entropy * now.entropy().sum(1).mean() + learner.regularisation * pull
+            pull = now.mean.square().sum(1).mean() + now.stddev.square().sum(1).mean()
+            bonus = ppo.entropy * now.entropy().sum(1).mean() - learner.regularisation * pull
+            loss = -surrogate.mean() - bonus / math.sqrt(now.mean.shape[1])
             value_loss = 0.5 * (critic(critic_seen.flatten(0, 1)[rows]).squeeze(-1) - target[rows]).square().mean()
             for each, network, adam in ((loss, policy.latent, policy_adam), (value_loss, critic, critic_adam)):
                 adam.zero_grad()
@@ -280,7 +281,7 @@ def test_statistics_take_in_the_rollout_afterwards() -> None:
     assert (normaliser.squares[1:] > squares[1:]).all()
 
 
-def test_restart_keeps_the_critic_and_forgets_the_policy() -> None:
+def test_restart_keeps_the_critic_and_what_the_policy_sees_and_forgets_how_it_acts() -> None:
     setup = Setup(small_config(ppo__learning_rate=0.01, ppo__target_kl=1e-4))
     setup.iterate(3)
     learner, policy = setup.learner, setup.policy
@@ -289,7 +290,9 @@ def test_restart_keeps_the_critic_and_forgets_the_policy() -> None:
     critic_adam = copy.deepcopy(learner.critic_optimizer.state_dict()["state"])
     rate = learner.policy_rate
     assert float(rate) < 0.01
+    hidden = copy.deepcopy(policy.latent.network[:-1].state_dict())
     learner.restart_policy(0.25)
+    assert all(torch.equal(hidden[name], value) for name, value in policy.latent.network[:-1].state_dict().items())
     mean, std = policy.latent(torch.randn(20, 4))
     assert torch.equal(mean, torch.zeros(20, 2))
     torch.testing.assert_close(std, torch.ones(20, 2))
