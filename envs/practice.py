@@ -12,15 +12,13 @@ _NEWEST = 0.02
 class Practice:
     """Decides which worlds stop what they can already do and begin anew.
 
-    A world does well whose recent reward is nearer to the best world's than to the worst one's. It is cut short with a
-    probability that grows with the share of such worlds. Where some starts are mastered and others are not, most of
-    the experience thus comes from those that are not; where hardly any world does well, those few go on: they are what
-    there is to learn from. The learner sees a truncation, which does not bias its values.
+    A world whose recent reward is above the mean of all worlds is cut short with a fixed probability per step. Where
+    some starts are mastered and others are not, most of the experience thus comes from those that are not; where all
+    are alike, starts are merely practised more often. The learner sees a truncation, which does not bias its values.
 
     Args:
         num_worlds: N, the worlds that are learnt from.
-        rate: probability per control step of cutting a world that does well, reached where half of the worlds or more
-            do and in proportion to their number before; 0 never does.
+        rate: probability per control step of cutting a world that does well; 0 never does.
         device: of all tensors.
     """
 
@@ -32,9 +30,7 @@ class Practice:
     def cut(self, reward: Tensor, generator: torch.Generator) -> Tensor:
         """The worlds (N,) bool to cut after a control step that paid `reward` (N,)."""
         recent = self.recent.lerp_(reward, _NEWEST)
-        well = recent > (recent.min() + recent.max()) / 2
-        rate = self.rate * (2 * well.float().mean()).clamp(max=1)
-        return well & (self._draw.uniform_(generator=generator) < rate)
+        return (recent > recent.mean()) & (self._draw.uniform_(generator=generator) < self.rate)
 
     def begin(self, done: Tensor) -> None:
         """New episodes in `done` (N,): they begin as the worst of all, whatever sign rewards have."""

@@ -41,7 +41,7 @@ class Ppo:
     clip: float = setting(0.2, "PPO's clip range of the probability ratio", low=0)
     discount: float = setting(0.995, "γ of discounted returns", low=0, high=1)
     gae_lambda: float = setting(0.95, "λ of generalised advantages", low=0, high=1)
-    entropy: float = setting(0.04, "weight of the Gaussian's entropy / √actuators; gorl_* and gaussian only", low=0)
+    entropy: float = setting(0.005, "weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = setting(0.1, "rewards are multiplied by this before learning", low=0)
 
@@ -50,11 +50,11 @@ class Ppo:
 class Stages:
     """The slow time scale: how training is divided; each stage ends with an evaluation and, for GoRL, a refit."""
 
-    fractions: list[float] = setting([0.3, 0.15, 0.15, 0.4], "share of total_steps of each stage; they sum to 1")
+    fractions: list[float] = setting([0.12, 0.12, 0.16, 0.2, 0.4], "share of total_steps of each stage; they sum to 1")
     first_regularisation: float = setting(
-        0.004, "weight of Σ(μ²+σ²) / √actuators in the first stage; gorl_*, and gaussian in all", low=0
+        5e-4, "weight of mean(μ²)+mean(σ²) in the first stage; gorl_*, and gaussian in all", low=0
     )
-    later_regularisation: float = setting(0.004, "the same in later stages; gorl_* only", low=0)
+    later_regularisation: float = setting(1e-3, "the same in later stages; gorl_* only", low=0)
 
 
 @dataclass
@@ -65,9 +65,6 @@ class Refit:
         4_000_000, "most recent samples of a stage that it is fitted to, of all processes together", low=1
     )
     action_bound: float = setting(2.5, "pre-tanh actions are clipped to ± this first: tanh(2.5) = 0.987", low=0.1)
-    spread: float = setting(
-        1.0, "standard deviation of noise that is added to them: how widely the next stage explores around them", low=0
-    )
     updates: int = setting(3000, "gradient steps", low=1)
     batch: int = setting(8192, "samples in a gradient step, of all processes together", low=1)
     draws: int = setting(8, "noise and time draws for each sample", low=1)
@@ -111,7 +108,7 @@ class Config:
     threads: int = setting(0, "CPU threads of each process on a CPU; 0 shares out every core", low=0)
     monitors: int = setting(128, "further worlds of each process, which act without noise and are only watched", low=1)
     practice: float = setting(
-        0.01, "largest probability per step of cutting short a world that does well, when many do", low=0, high=1
+        0.01, "probability per step of cutting short a world that does better than the mean", low=0, high=1
     )
     evaluation_worlds: int = setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
     checkpoint_seconds: float = setting(30.0, "most that a killed run loses, in seconds of training", low=0)

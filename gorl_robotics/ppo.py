@@ -45,9 +45,6 @@ def policy_loss(
 ) -> PolicyLoss:
     """Clipped surrogate, minus an entropy bonus, plus a pull of μ and σ towards zero.
 
-    Bonus and pull are sums over actuators divided by the root of their number: the more there are, the weaker is what
-    an advantage says of each one's noise. Where advantages say nothing σ tends to √(entropy_weight/2/regularisation).
-
     Args:
         mean: (B, a) of the present policy.
         std: (B, a) of the present policy.
@@ -55,13 +52,13 @@ def policy_loss(
         old_log_prob: (B,) of it when it was sampled.
         advantage: (B,), normalised.
         clip: range of the probability ratio.
-        entropy_weight: of the Gaussian's entropy over √a.
-        regularisation: weight of Σ(μ² + σ²) over √a, a scalar tensor.
+        entropy_weight: of the Gaussian's entropy.
+        regularisation: weight of mean(μ²) + mean(σ²), a scalar tensor.
     """
     terms = clipped_surrogate(gaussian_log_prob(latent, mean, std) - old_log_prob, advantage, clip)
     entropy = gaussian_entropy(std).mean()
-    pull = (mean**2 + std**2).sum(dim=-1).mean()
-    loss = terms.loss - (entropy_weight * entropy - regularisation * pull) / mean.shape[-1] ** 0.5
+    pull = (mean**2).mean() + (std**2).mean()
+    loss = terms.loss - entropy_weight * entropy + regularisation * pull
     return terms._replace(loss=loss, entropy=entropy.detach(), std=std.detach().mean())
 
 

@@ -43,13 +43,10 @@ def refit(
 
     The noise is drawn independently of the latents that gave the actions: the decoder learns the distribution of
     actions in a state, so that z ~ N(0, I) reproduces it. Actions are clipped where tanh is flat: without it, what a
-    decoder gives, and the policy moves on from, grows from refit to refit. Then noise is added: a decoder of the bare
-    actions turns every latent into what the policy already does, and a policy that was sure too early never finds
-    anything else. Where the noise is not needed the next stage soon lowers σ.
-
-    Some worlds are kept for validation, with all of their episodes; the weights with the best validation loss are the
-    ones that remain. Several processes fit one decoder, each to its own data: gradients and validation losses are
-    their means, and a batch is made of all their rows.
+    decoder gives, and the policy moves on from, grows from refit to refit. Some worlds are kept for validation, with
+    all of their episodes; the weights with the best validation loss are the ones that remain. Several processes fit
+    one decoder, each to its own data: gradients and validation losses are their means, and a batch is made of all
+    their rows.
 
     Args:
         decoder: on the tensors' device.
@@ -65,7 +62,7 @@ def refit(
     distributed.broadcast(decoder.network)
     _set_statistics(decoder, training[0])
     fit = _Fit(decoder, training, config, generator, threads)
-    held_out = _held_out(decoder, validation, config.spread, generator)
+    held_out = _held_out(decoder, validation, generator)
     best, best_update, best_weights = math.inf, 0, _copy(decoder)
     every = max(1, config.updates // _VALIDATIONS)
     for update in range(1, config.updates + 1):
@@ -113,7 +110,7 @@ class _Fit:
         share = math.ceil(self._config.batch / distributed.size())
         rows = torch.randint(self._action.shape[0], (share,), generator=self._generator, device=device)
         observation = self._decoder.normaliser(self._observation[rows]).repeat(draws, 1)
-        action = _spread(self._action[rows].repeat(draws, 1), self._config.spread, self._generator)
+        action = self._action[rows].repeat(draws, 1)
         t = torch.rand(len(action), 1, generator=self._generator, device=device)
         noise = torch.randn(action.shape, generator=self._generator, device=device)
         self._optimizer.zero_grad(set_to_none=True)
@@ -164,13 +161,13 @@ def _split(
 
 
 def _held_out(
-    decoder: Decoder, data: tuple[Tensor, Tensor], spread: float, generator: torch.Generator
+    decoder: Decoder, data: tuple[Tensor, Tensor], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Validation rows with times and noise drawn once, so that validation losses compare."""
     device = generator.device
     size = min(max(len(data[0]), _FEWEST_VALIDATION_SAMPLES), _VALIDATION_SAMPLES)
     rows = torch.randint(len(data[0]), (size,), generator=generator, device=device)
-    action = _spread(data[1][rows], spread, generator)
+    action = data[1][rows]
     t = torch.rand(len(action), 1, generator=generator, device=device)
     return (
         decoder.normaliser(data[0][rows]),
@@ -178,10 +175,6 @@ def _held_out(
         t,
         torch.randn(action.shape, generator=generator, device=device),
     )
-
-
-def _spread(action: Tensor, spread: float, generator: torch.Generator) -> Tensor:
-    return action + spread * torch.randn(action.shape, generator=generator, device=action.device)
 
 
 def _set_statistics(decoder: Decoder, observation: Tensor) -> None:

@@ -103,7 +103,7 @@ def reference_refit() -> dict[str, Any]:
     training = [training for training, _ in splits]
     fitted.normaliser = Normaliser(4)
     fitted.normaliser.update(torch.cat([observation for observation, _ in training]))
-    held = [_held_out(fitted, splits[rank][1], config.spread, generators[rank]) for rank in range(2)]
+    held = [_held_out(fitted, splits[rank][1], generators[rank]) for rank in range(2)]
     adam = torch.optim.Adam(fitted.network.parameters(), fused=False, foreach=False)
     best, kept, losses = math.inf, weights(fitted), []
     for update in range(config.updates):
@@ -125,7 +125,6 @@ def drawn_loss(fitted: Any, data: tuple[Tensor, Tensor], generator: torch.Genera
     rows = torch.randint(len(data[0]), (worker.REFIT.batch // 2,), generator=generator)
     observation = fitted.normaliser(data[0][rows]).repeat(worker.REFIT.draws, 1)
     action = data[1][rows].repeat(worker.REFIT.draws, 1)
-    action = action + worker.REFIT.spread * torch.randn(action.shape, generator=generator)
     t = torch.rand(len(action), 1, generator=generator)
     return fitted.loss(observation, action, t, torch.randn(action.shape, generator=generator))
 

@@ -86,8 +86,8 @@ def test_policy_loss_equals_a_slow_reference() -> None:
         surrogate += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage) / 3
         kl += (ratio - 1 - math.log(ratio)) / 3
         clipped += abs(ratio - 1) > clip
-    pull = sum(float((batch[name] ** 2).sum()) / 3 for name in ("mean", "std"))
-    expected = -surrogate - (entropy_weight * entropy - regularisation * pull) / math.sqrt(2)
+    pull = sum(float((batch[name] ** 2).sum()) / 6 for name in ("mean", "std"))
+    expected = -surrogate - entropy_weight * entropy + regularisation * pull
     terms = policy_loss(**batch, clip=clip, entropy_weight=entropy_weight, regularisation=torch.tensor(regularisation))
     assert float(terms.loss) == pytest.approx(expected, rel=1e-5)
     assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
@@ -137,9 +137,8 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
             )
             ratio = log_ratio.exp()
             surrogate = torch.min(ratio * gain[rows], ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * gain[rows])
-            pull = now.mean.square().sum(1).mean() + now.stddev.square().sum(1).mean()
-            bonus = ppo.entropy * now.entropy().sum(1).mean() - learner.regularisation * pull
-            loss = -surrogate.mean() - bonus / math.sqrt(now.mean.shape[1])
+            pull = now.mean.square().mean() + now.stddev.square().mean()
+            loss = -surrogate.mean() - ppo.entropy * now.entropy().sum(1).mean() + learner.regularisation * pull
             value_loss = 0.5 * (critic(critic_seen.flatten(0, 1)[rows]).squeeze(-1) - target[rows]).square().mean()
             for each, network, adam in ((loss, policy.latent, policy_adam), (value_loss, critic, critic_adam)):
                 adam.zero_grad()

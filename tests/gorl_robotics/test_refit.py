@@ -29,11 +29,8 @@ def _few_validation_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gorl_robotics.refit, "_VALIDATION_SAMPLES", 2000)  # 65,536 take a CPU a second each time
 
 
-def settings(
-    updates: int = UPDATES, batch: int = 64, rate: float = 1e-3, validation: float = 0.2, spread: float = 0.0
-) -> Refit:
+def settings(updates: int = UPDATES, batch: int = 64, rate: float = 1e-3, validation: float = 0.2) -> Refit:
     return small_config(
-        refit__spread=spread,
         refit__updates=updates,
         refit__batch=batch,
         refit__draws=2,
@@ -279,29 +276,6 @@ def test_samples_the_conditional_distribution_it_was_fitted_to(kind: type[Decode
     assert_bimodal(fitted, share)
     assert 0 < result.validation_loss < 1.1  # predicting the mean alone gives 1 to 2
     assert result.best_update > 200
-
-
-def euler(std: float, steps: int) -> float:
-    """The standard deviation of what so many steps make of N(0, 1) along the exact velocity towards N(0, std²)."""
-    x = 1.0
-    for step in range(steps):
-        t = 1 - step / steps
-        x -= (t - (1 - t) * std**2) / (t**2 + (1 - t) ** 2 * std**2) * x / steps
-    return x
-
-
-def test_noise_is_added_so_that_latents_reach_beyond_what_was_done() -> None:
-    draw, z = torch.Generator().manual_seed(2), torch.randn(4000, 1, generator=torch.Generator().manual_seed(3))
-    observation = torch.where(torch.rand(100, 50, 1, generator=draw) < 0.5, 3.0, -3.0)
-    done = observation.sign() * 4 + 0.3 * torch.randn(100, 50, 1, generator=draw)  # beyond the bound
-    torch.manual_seed(0)
-    fitted = FlowDecoder(1, 1, [64, 64], steps=10)
-    fit(fitted, (observation, done), settings(updates=400, batch=512, rate=0.01, spread=0.7))
-    for side in (3.0, -3.0):
-        with torch.no_grad():
-            action = fitted(torch.full((4000, 1), side), z)
-        assert action.mean().item() == pytest.approx(2.5 * side / 3, abs=0.1)
-        assert action.std().item() == pytest.approx(euler(0.7, steps=10), abs=0.05)
 
 
 @pytest.mark.gpu
