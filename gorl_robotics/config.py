@@ -146,6 +146,10 @@ CPU_DEFAULTS: dict[str, Any] = {
 }
 
 
+# Settings that there were: runs that were saved with them go on. They changed how fast a run was, not what it learnt.
+_FORMER = {"networks.fused"}
+
+
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """Turns `a.b=value` arguments into {"a.b": value}, a YAML file named by `config=` first.
 
@@ -192,8 +196,9 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(text: str) -> Config:
-    """Reads what `to_yaml` wrote; InputError if a setting is unknown or out of range."""
-    return resolve(read_yaml(text, "configuration"))
+    """Reads what `to_yaml` wrote, formerly too; InputError if a setting is unknown or out of range."""
+    saved = read_yaml(text, "configuration")
+    return resolve({name: value for name, value in saved.items() if name not in _FORMER})
 
 
 def config_values(config: Config) -> dict[str, Any]:

@@ -240,6 +240,11 @@ def test_a_saved_configuration_is_checked_when_read() -> None:
         from_yaml(text.replace(f"monitors: {Config().monitors}", "monitors: -1"))
 
 
+def test_a_run_saved_with_a_setting_that_there_was_goes_on() -> None:
+    text = to_yaml(resolve({"seed": 7}))
+    assert from_yaml(text.replace("networks:\n", "networks:\n  fused: false\n")) == from_yaml(text)
+
+
 def test_resolving_changes_no_later_defaults() -> None:
     config = resolve({})
     config.networks.policy.append(1)
