@@ -123,7 +123,7 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Z ~ N(0, I) for every observation; what hidden layers have learnt to see remains.
+        """Back to N(0, I) for every observation; what hidden layers have learnt to see remains.
 
         In place: captured graphs stay valid.
         """
