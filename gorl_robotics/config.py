@@ -41,7 +41,10 @@ class Ppo:
     clip: float = setting(0.2, "PPO's clip range of the probability ratio", low=0)
     discount: float = setting(0.995, "γ of discounted returns", low=0, high=1)
     gae_lambda: float = setting(0.95, "λ of generalised advantages", low=0, high=1)
-    entropy: float = setting(0.005, "weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
+    entropy: float = setting(0.005, "least weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
+    least_std: float = setting(
+        1.0, "while the mean σ is below, the entropy's weight grows, to ten times the least; 0 never", low=0
+    )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = setting(0.1, "rewards are multiplied by this before learning", low=0)
 
@@ -50,11 +53,13 @@ class Ppo:
 class Stages:
     """The slow time scale: how training is divided; each stage ends with an evaluation and, for GoRL, a refit."""
 
-    fractions: list[float] = setting([0.12, 0.12, 0.16, 0.2, 0.4], "share of total_steps of each stage; they sum to 1")
+    fractions: list[float] = setting([0.3, 0.3, 0.4], "share of total_steps of each stage; they sum to 1")
     first_regularisation: float = setting(
-        5e-4, "weight of mean(μ²)+mean(σ²) in the first stage; gorl_*, and gaussian in all", low=0
+        1.25e-4, "weight of Σμ²+Σσ² in the first stage, times a/4 with a>4 actuators; gaussian in all", low=0
     )
-    later_regularisation: float = setting(1e-3, "the same in later stages; gorl_* only", low=0)
+    later_regularisation: float = setting(
+        2.5e-3, "weight of Σμ²+Σσ² in later stages; half of ppo.entropy keeps z near N(0, I); gorl_* only", low=0
+    )
 
 
 @dataclass

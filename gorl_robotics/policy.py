@@ -86,7 +86,7 @@ class Policy(nn.Module, ABC):
         Args:
             minibatch: normalised `observation` (B, obs), normalised `advantage` (B,) and what `reads` names (B, ...).
             ppo: settings.
-            regularisation: weight of the pull on a latent Gaussian, a scalar.
+            regularisation: weights of a latent Gaussian's entropy and of the pull on it, (2,).
         """
 
     def gradients(self, buffers: Mapping[str, Tensor], rows: Tensor, ppo: Ppo, regularisation: Tensor) -> PolicyLoss:

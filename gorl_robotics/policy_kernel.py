@@ -57,17 +57,16 @@ def _loss(  # type: ignore[no-untyped-def]
     change = log_prob - old
     value, derivative, kl, clipped = _surrogate(change, advantage, clip)
     up = -derivative[:, None] / count
-    each = 1.0 / (count * size)
-    to_mean = up * deviation / std + pull * 2 * mean * each
-    to_std = up * (deviation * deviation - 1) / std - entropy_weight / (count * std) + pull * 2 * std * each
+    to_mean = up * deviation / std + pull * 2 * mean / count
+    to_std = up * (deviation * deviation - 1) / std - entropy_weight / (count * std) + pull * 2 * std / count
     to_spread = to_std * tl.sigmoid(spread + unit_std)
     entropy = tl.sum(tl.sum(tl.where(both, log_std + 0.5 * _LOG_2PI + 0.5, 0.0), axis=1)) / count
-    squares = tl.sum(tl.sum(tl.where(both, mean * mean + std * std, 0.0), axis=1)) * each
+    squares = tl.sum(tl.sum(tl.where(both, mean * mean + std * std, 0.0), axis=1)) / count
     loss = -tl.sum(tl.where(here, value, 0.0)) / count - entropy_weight * entropy + pull * squares
     term = tl.arange(0, 8)
     terms = tl.where(term == 0, loss, 0.0) + tl.where(term == 1, tl.sum(tl.where(here, kl, 0.0)) / count, 0.0)
     terms += tl.where(term == 2, tl.sum(tl.where(here, clipped, 0.0)) / count, tl.where(term == 3, entropy, 0.0))
-    terms += tl.where(term == 4, tl.sum(tl.sum(tl.where(both, std, 0.0), axis=1)) * each, 0.0)
+    terms += tl.where(term == 4, tl.sum(tl.sum(tl.where(both, std, 0.0), axis=1)) / (count * size), 0.0)
     return tl.where(both, to_mean, 0.0), tl.where(both, to_spread, 0.0), terms
 
 
@@ -86,7 +85,6 @@ def _improve(  # type: ignore[no-untyped-def]
     stride,
     count,
     clip,
-    entropy_weight,
     unit_std,
     min_std,
     turns: tl.constexpr,
@@ -101,7 +99,7 @@ def _improve(  # type: ignore[no-untyped-def]
 ):
     axis, result = tl.arange(0, padded), tl.arange(0, head)
     real = result < size
-    pull = tl.load(regularisation)
+    entropy_weight, pull = tl.load(regularisation), tl.load(regularisation + 1)
     scratch += tl.program_id(0) * layers * block * width
     sums = partial + tl.program_id(0) * stride
     own = sums + width * (inputs + 1) + (layers - 1) * width * (width + 1)
@@ -142,7 +140,6 @@ def improve(
     advantage: Tensor,
     rows: Tensor,
     clip: float,
-    entropy_weight: float,
     regularisation: Tensor,
 ) -> tuple[Sequence[Tensor], Tensor]:
     """The gradients of `policy_loss` on some rows of a rollout, and its terms.
@@ -155,8 +152,7 @@ def improve(
         advantage: (S,), normalised.
         rows: which of them are the minibatch, (B,), int64.
         clip: range of the probability ratio.
-        entropy_weight: of the Gaussian's entropy.
-        regularisation: weight of the pull on μ and σ, a scalar.
+        regularisation: weights of the Gaussian's entropy and of the pull on μ and σ, (2,).
 
     Returns:
         A gradient for every parameter, all of them views of one buffer; and (5,), the fields of a `PolicyLoss`.
@@ -179,7 +175,6 @@ def improve(
         partial.stride(0),
         len(rows),
         clip,
-        entropy_weight,
         UNIT_STD,
         MIN_STD,
         mlp_kernel.turns(len(rows), len(partial)),

@@ -19,6 +19,9 @@ from gorl_robotics.rollout import Rollout
 
 _LOWEST_RATE = 1e-5
 _RATE_CHANGE = 1.5
+_ENTROPY_CHANGE = 1.005
+_MOST_ENTROPY = 10  # times the least
+_FEW_ACTUATORS = 4
 POLICY_METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/entropy", "policy/std")  # as in PolicyLoss
 METRICS = (*POLICY_METRICS, "loss/value")
 
@@ -40,7 +43,6 @@ def policy_loss(
     old_log_prob: Tensor,
     advantage: Tensor,
     clip: float,
-    entropy_weight: float,
     regularisation: Tensor,
 ) -> PolicyLoss:
     """Clipped surrogate, minus an entropy bonus, plus a pull of μ and σ towards zero.
@@ -52,13 +54,12 @@ def policy_loss(
         old_log_prob: (B,) of it when it was sampled.
         advantage: (B,), normalised.
         clip: range of the probability ratio.
-        entropy_weight: of the Gaussian's entropy.
-        regularisation: weight of mean(μ²) + mean(σ²), a scalar tensor.
+        regularisation: weights of the Gaussian's entropy and of Σμ² + Σσ² over actuators, (2,).
     """
     terms = clipped_surrogate(gaussian_log_prob(latent, mean, std) - old_log_prob, advantage, clip)
     entropy = gaussian_entropy(std).mean()
-    pull = (mean**2).mean() + (std**2).mean()
-    loss = terms.loss - entropy_weight * entropy + regularisation * pull
+    pull = (mean**2 + std**2).sum(dim=-1).mean()
+    loss = terms.loss - regularisation[0] * entropy + regularisation[1] * pull
     return terms._replace(loss=loss, entropy=entropy.detach(), std=std.detach().mean())
 
 
@@ -93,7 +94,9 @@ class Learner:
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.ppo.learning_rate, capturable=cuda, fused=True
         )
-        self.regularisation = torch.tensor(config.stages.first_regularisation, device=device)
+        # Of so many joints nothing but ±1 would come if each had as wide a σ as four have.
+        first = config.stages.first_regularisation * max(_FEW_ACTUATORS, policy.noise_size) / _FEW_ACTUATORS
+        self.regularisation = torch.tensor([config.ppo.entropy, first], device=device)
         self._allocate(samples, device)
         # Both halves call collectives, which several processes must do in one order: on a CPU that takes one thread.
         self._beside = Beside(device, config.threads if cuda or distributed.size() == 1 else 1)
@@ -151,7 +154,7 @@ class Learner:
             for value in state.values():
                 value.zero_()
         self.policy_rate.fill_(self.config.learning_rate)
-        self.regularisation.fill_(regularisation)
+        self.regularisation.copy_(torch.tensor([self.config.entropy, regularisation]))
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the policy's own weights."""
@@ -176,7 +179,12 @@ class Learner:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved[name]["state"], "param_groups": groups})  # type: ignore[index]
         self.policy_optimizer.param_groups[0]["lr"] = rate  # torch copied it: captured updates know this one
-        self.regularisation.copy_(saved["regularisation"])  # type: ignore[arg-type]
+        weights = saved["regularisation"]
+        assert isinstance(weights, Tensor)
+        if weights.dim():
+            self.regularisation.copy_(weights)
+        else:  # formerly of a mean over actuators, with an entropy whose weight did not change
+            self.regularisation[1] = weights / self.policy.noise_size
 
     @torch.no_grad()
     def _load(self, rollout: Rollout) -> None:
@@ -218,6 +226,9 @@ class Learner:
         self._descend(self.policy.trained, self.policy_optimizer)
         distributed.average(terms.kl)
         self._adapt_rate(terms.kl)
+        if terms.std is not None:
+            distributed.average(terms.std)
+            self._adapt_entropy(terms.std)
         self._policy_sums.add_(torch.stack([term for term in terms if term is not None]))
         self._policy_turn.add_(1)
 
@@ -242,6 +253,12 @@ class Learner:
         rate, target = self.policy_rate, self.config.target_kl
         factor = torch.where(kl > 2 * target, 1 / _RATE_CHANGE, torch.where(kl < target / 2, _RATE_CHANGE, 1.0))
         rate.mul_(factor).clamp_(_LOWEST_RATE, self.config.learning_rate)
+
+    def _adapt_entropy(self, std: Tensor) -> None:
+        """The entropy's weight grows while σ is too small on the mean over states, and else goes back."""
+        least, weight = self.config.entropy, self.regularisation[:1]
+        factor = torch.where(std < self.config.least_std, _ENTROPY_CHANGE, 1 / _ENTROPY_CHANGE)
+        weight.mul_(factor).clamp_(least, _MOST_ENTROPY * least)
 
     def _allocate(self, samples: int, device: torch.device) -> None:
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:

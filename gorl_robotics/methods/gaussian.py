@@ -54,7 +54,6 @@ class LatentGaussian(Policy):
             minibatch["log_prob"],
             minibatch["advantage"],
             ppo.clip,
-            ppo.entropy,
             regularisation,
         )
 
@@ -73,7 +72,6 @@ class LatentGaussian(Policy):
             buffers["advantage"],
             rows,
             ppo.clip,
-            ppo.entropy,
             regularisation,
         )
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):

@@ -20,7 +20,7 @@ from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.ppo import METRICS, Learner, policy_loss
 from gorl_robotics.rollout import Collector, Rollout
 
-ZERO = torch.tensor(0.0)
+ZERO = torch.zeros(2)
 
 
 class Setup:
@@ -74,7 +74,7 @@ def minibatch() -> dict[str, Tensor]:
 
 
 def test_policy_loss_equals_a_slow_reference() -> None:
-    batch, clip, entropy_weight, regularisation = minibatch(), 0.2, 0.03, 0.07
+    batch, clip, entropy_weight, pull_weight = minibatch(), 0.2, 0.03, 0.07
     surrogate, entropy, kl, clipped = 0.0, 0.0, 0.0, 0
     for row in range(3):
         new = 0.0
@@ -86,9 +86,9 @@ def test_policy_loss_equals_a_slow_reference() -> None:
         surrogate += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage) / 3
         kl += (ratio - 1 - math.log(ratio)) / 3
         clipped += abs(ratio - 1) > clip
-    pull = sum(float((batch[name] ** 2).sum()) / 6 for name in ("mean", "std"))
-    expected = -surrogate - entropy_weight * entropy + regularisation * pull
-    terms = policy_loss(**batch, clip=clip, entropy_weight=entropy_weight, regularisation=torch.tensor(regularisation))
+    pull = sum(float((batch[name] ** 2).sum()) / 3 for name in ("mean", "std"))
+    expected = -surrogate - entropy_weight * entropy + pull_weight * pull
+    terms = policy_loss(**batch, clip=clip, regularisation=torch.tensor([entropy_weight, pull_weight]))
     assert float(terms.loss) == pytest.approx(expected, rel=1e-5)
     assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
     assert float(terms.entropy) == pytest.approx(entropy, rel=1e-5)
@@ -104,7 +104,7 @@ def test_no_gradient_where_clipped(log_ratio: float, advantage: float, moves: bo
     mean = torch.tensor([[0.2, -0.1]], requires_grad=True)
     std, latent = torch.tensor([[0.7, 1.1]]), torch.tensor([[0.9, 0.4]])
     old = Normal(mean.detach(), std).log_prob(latent).sum(dim=1) - log_ratio
-    loss = policy_loss(mean, std, latent, old, torch.tensor([advantage]), 0.2, 0.0, ZERO).loss
+    loss = policy_loss(mean, std, latent, old, torch.tensor([advantage]), 0.2, ZERO).loss
     loss.backward()
     assert mean.grad is not None
     assert bool((mean.grad != 0).all()) is moves
@@ -129,6 +129,7 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
     critic_adam = torch.optim.Adam(critic.parameters(), lr=rate, fused=False, foreach=False)
     generator = torch.Generator()
     generator.set_state(setup.generator.get_state())
+    entropy_weight, pull_weight = learner.regularisation.tolist()
     for _ in range(ppo.epochs):
         for rows in torch.randperm(rollout.samples, generator=generator).chunk(ppo.minibatches):
             now = Normal(*policy.latent(seen[rows]))
@@ -137,8 +138,8 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
             )
             ratio = log_ratio.exp()
             surrogate = torch.min(ratio * gain[rows], ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * gain[rows])
-            pull = now.mean.square().mean() + now.stddev.square().mean()
-            loss = -surrogate.mean() - ppo.entropy * now.entropy().sum(1).mean() + learner.regularisation * pull
+            pull = (now.mean.square() + now.stddev.square()).sum(1).mean()
+            loss = -surrogate.mean() - entropy_weight * now.entropy().sum(1).mean() + pull_weight * pull
             value_loss = 0.5 * (critic(critic_seen.flatten(0, 1)[rows]).squeeze(-1) - target[rows]).square().mean()
             for each, network, adam in ((loss, policy.latent, policy_adam), (value_loss, critic, critic_adam)):
                 adam.zero_grad()
@@ -148,6 +149,8 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
             kl = float((ratio - 1 - log_ratio).detach().mean())
             rate *= 1 / 1.5 if kl > 2 * ppo.target_kl else 1.5 if kl < ppo.target_kl / 2 else 1
             rate = policy_adam.param_groups[0]["lr"] = min(max(rate, 1e-5), ppo.learning_rate)
+            entropy_weight *= 1.005 if now.stddev.mean() < ppo.least_std else 1 / 1.005
+            entropy_weight = min(max(entropy_weight, ppo.entropy), 10 * ppo.entropy)
     return {"policy": weights(policy.latent), "critic": weights(critic), "rate": rate}
 
 
@@ -290,6 +293,7 @@ def test_restart_keeps_the_critic_and_what_the_policy_sees_and_forgets_how_it_ac
     rate = learner.policy_rate
     assert float(rate) < 0.01
     hidden = copy.deepcopy(policy.latent.network[:-1].state_dict())
+    learner.regularisation[0] *= 3
     learner.restart_policy(0.25)
     assert all(torch.equal(hidden[name], value) for name, value in policy.latent.network[:-1].state_dict().items())
     mean, std = policy.latent(torch.randn(20, 4))
@@ -297,7 +301,7 @@ def test_restart_keeps_the_critic_and_what_the_policy_sees_and_forgets_how_it_ac
     torch.testing.assert_close(std, torch.ones(20, 2))
     assert learner.policy_rate is rate
     assert float(rate) == pytest.approx(0.01)
-    assert float(learner.regularisation) == 0.25
+    assert learner.regularisation.tolist() == pytest.approx([setup.config.ppo.entropy, 0.25])
     states = list(learner.policy_optimizer.state.values())
     assert states
     assert all(not value.any() for state in states for value in state.values())
@@ -327,6 +331,43 @@ def test_rate_follows_the_kl(kl: float, before: float, after: float) -> None:
     assert learner.critic_optimizer.param_groups[0]["lr"] == 0.01
 
 
+@pytest.mark.parametrize(
+    ("std", "before", "after"),
+    [(0.99, 0.02, 0.0201), (1.01, 0.02, 0.02 / 1.005), (0.5, 0.0499, 0.05), (3.0, 0.00501, 0.005)],
+)
+def test_entropy_keeps_the_mean_deviation_up(std: float, before: float, after: float) -> None:
+    learner = Setup(small_config(ppo__entropy=0.005, ppo__least_std=1.0)).learner
+    learner.regularisation[0] = before
+    learner._adapt_entropy(torch.tensor(std))
+    assert float(learner.regularisation[0]) == pytest.approx(after, rel=1e-5)
+
+
+def test_the_deviation_is_kept_up_where_a_narrow_one_pays() -> None:
+    narrow, kept = (
+        Setup(small_config(ppo__learning_rate=0.02, ppo__discount=0.5, ppo__entropy=0.05, ppo__least_std=least))
+        for least in (0.0, 1.0)
+    )
+    for setup in (narrow, kept):
+        setup.iterate(40)
+    assert narrow.metric("policy/std") < 0.8
+    assert kept.metric("policy/std") > narrow.metric("policy/std") + 0.1
+
+
+@pytest.mark.parametrize(("actuators", "expected"), [(1, 0.1), (4, 0.1), (8, 0.2), (21, 0.525)])
+def test_many_actuators_are_pulled_harder(actuators: int, expected: float) -> None:
+    config = small_config(stages__first_regularisation=0.1)
+    policy = GorlPolicy.from_config(config, 4, actuators)
+    learner = Learner(policy, 5, config, 64, torch.device("cpu"), torch.Generator())
+    assert float(learner.regularisation[1]) == pytest.approx(expected)
+
+
+def test_a_former_checkpoints_pull_was_a_mean() -> None:
+    setup = Setup(small_config())
+    saved = {**setup.learner.state_dict(), "regularisation": torch.tensor(0.5)}
+    setup.learner.load_state_dict(saved)
+    assert setup.learner.regularisation.tolist() == pytest.approx([setup.config.ppo.entropy, 0.25])
+
+
 def test_learns_where_the_reward_is() -> None:
     config = small_config(
         num_envs=64,
@@ -334,7 +375,7 @@ def test_learns_where_the_reward_is() -> None:
         ppo__minibatches=2,
         ppo__learning_rate=0.02,
         ppo__target_kl=0.02,
-        ppo__entropy=0.0,
+        ppo__entropy=0.0,  # and so its weight stays
         ppo__discount=0.5,
         ppo__reward_scale=1.0,
         stages__first_regularisation=0.0,
@@ -354,7 +395,7 @@ def test_a_restored_learner_goes_on_exactly() -> None:
     config = small_config(ppo__learning_rate=0.01, ppo__target_kl=1e-3)
     setup, other = Setup(config), Setup(config)
     setup.iterate(3)
-    setup.learner.regularisation.fill_(0.125)
+    setup.learner.regularisation.copy_(torch.tensor([0.01, 0.125]))
     rate = other.learner.policy_rate
     other.policy.load_state_dict(setup.policy.state_dict())
     other.learner.load_state_dict(copy.deepcopy(setup.learner.state_dict()))
@@ -369,7 +410,8 @@ def test_a_restored_learner_goes_on_exactly() -> None:
     assert torch.equal(weights(setup.learner.critic), weights(other.learner.critic))
     assert torch.equal(setup.learner.policy_rate, other.learner.policy_rate)
     assert torch.equal(setup.learner.critic_normaliser.mean, other.learner.critic_normaliser.mean)
-    assert float(other.learner.regularisation) == 0.125
+    assert torch.equal(other.learner.regularisation, setup.learner.regularisation)
+    assert float(other.learner.regularisation[1]) == 0.125
 
 
 def test_a_checkpoint_of_another_device_keeps_this_ones_optimisers() -> None:
