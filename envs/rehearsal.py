@@ -60,7 +60,9 @@ def masked_reset(env: VectorEnv) -> None:
     env._begin(mask, start)
     after = _everything(env)
     touched = [name for name, value in after.items() if not _same(value[~mask], before[name][~mask])]
-    given = {"qpos": start.qpos, "qvel": start.qvel, "observation": start.observation}
+    width = start.critic_observation.shape[1]
+    after["observation"] = after["critic_observation"][:, :width]  # which is without noise
+    given = {"qpos": start.qpos, "qvel": start.qvel, "observation": start.critic_observation}
     given.update({f"state {name}": value for name, value in start.state.items()})
     missed = [name for name, value in given.items() if not _same(after[name][mask], value[mask])]
     if touched:

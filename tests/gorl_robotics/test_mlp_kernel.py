@@ -103,10 +103,10 @@ def test_a_policys_gradients_are_those_of_its_loss() -> None:
     sizes = {"observation": (15,), "latent": (4,), "log_prob": (), "advantage": ()}
     buffers = {name: torch.randn(500, *size, device="cuda") for name, size in sizes.items()}
     buffers["log_prob"] -= 6
-    rows, pull = torch.randperm(500, device="cuda")[:300], torch.tensor(0.1, device="cuda")
-    terms = policy.gradients(buffers, rows, config.ppo, pull)
+    rows, weights = torch.randperm(500, device="cuda")[:300], torch.tensor([0.01, 0.1], device="cuda")
+    terms = policy.gradients(buffers, rows, config.ppo, weights)
     gradients = [parameter.grad for parameter in policy.trained.parameters()]
-    expected = Policy.gradients(policy, buffers, rows, config.ppo, pull)
+    expected = Policy.gradients(policy, buffers, rows, config.ppo, weights)
     torch.testing.assert_close(tuple(terms), tuple(expected), rtol=1e-4, atol=1e-5)
     for gradient, parameter in zip(gradients, policy.trained.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)

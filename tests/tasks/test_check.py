@@ -106,6 +106,21 @@ def test_a_reset_that_touches_other_worlds_is_found(tmp_path: Path, monkeypatch:
         rehearsal.masked_reset(env)
 
 
+def test_a_reset_is_at_its_start_whatever_noise_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = env_of(tasks.make("AntVelocity"))
+    rehearsal.play(env, 5)
+    rehearsal.masked_reset(env)
+    begin = env._begin
+
+    def elsewhere(mask: torch.Tensor, start: Any) -> None:
+        begin(mask, start)
+        env.buffers.critic_observation[mask, :1] += 1
+
+    monkeypatch.setattr(env, "_begin", elsewhere)
+    with pytest.raises(InputError, match="after a reset observation is not what the start says"):
+        rehearsal.masked_reset(env)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "method"),
     [
