@@ -230,15 +230,17 @@ class Bench:
         if kind not in self._iterations:
             if kind == "fitted":
                 self._refit_once()
-                recorder = self._begin(FAR)
-                self._iterations[kind] = timed(lambda: self._learn(1, recorder), self.device)
+                self._learn(WARM_UP_CALLS, self._begin(FAR))
+                count = max(1, self._recorded_iterations() // BLOCKS)
+                blocks = [self._block(count, self._begin(FAR)) for _ in range(BLOCKS)]
+                self._iterations[kind] = Timed(median(blocks), min(blocks), max(blocks), count)
             else:
                 self._iterations.update(self._record())
         return self._iterations[kind]
 
     def _record(self) -> dict[str, Timed]:
         """Fills a recording of the configured size, in blocks that take turns with as many that record nothing."""
-        wanted = math.ceil(self.config.refit.samples / self.samples)
+        wanted = self._recorded_iterations()
         self._learn(WARM_UP_CALLS, self._begin(FAR))
         self._recorder = self._begin(self.trainer.progress.steps + self.config.refit.samples)
         recorders = {"plain": self._begin(FAR), "recorded": self._recorder}
@@ -247,11 +249,20 @@ class Bench:
         for block in range(count):
             iterations = wanted * (block + 1) // count - wanted * block // count
             for kind, recorder in recorders.items():
-                began = perf_counter()
-                self._learn(iterations, recorder)
-                wait(self.device)
-                blocks[kind].append((perf_counter() - began) / iterations)
+                blocks[kind].append(self._block(iterations, recorder))
         return {kind: Timed(median(took), min(took), max(took), wanted // count) for kind, took in blocks.items()}
+
+    def _recorded_iterations(self) -> int:
+        """How many are recorded for a refit."""
+        return math.ceil(self.config.refit.samples / self.samples)
+
+    def _block(self, iterations: int, recorder: Recorder) -> float:
+        """Seconds of each of several iterations without a break, as in a run; the host waits after the last alone."""
+        wait(self.device)
+        began = perf_counter()
+        self._learn(iterations, recorder)
+        wait(self.device)
+        return (perf_counter() - began) / iterations
 
     def _refit_once(self) -> Numbers:
         """Refits to the recording, if the method does and it has not been done yet."""
@@ -262,7 +273,7 @@ class Bench:
             self.trainer.refit(self._recorder)
             wait(self.device)
             seconds = perf_counter() - began
-            samples = math.ceil(self.config.refit.samples / self.samples) * self.samples
+            samples = self._recorded_iterations() * self.samples
             self._refitted = {"seconds": seconds, "samples": samples, "updates": self.config.refit.updates}
         return self._refitted
 
