@@ -43,7 +43,7 @@ class Ppo:
     gae_lambda: float = setting(0.95, "λ of generalised advantages", low=0, high=1)
     entropy: float = setting(0.005, "least weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
     least_std: float = setting(
-        1.0, "while the mean σ is below, the entropy's weight grows, to ten times the least; 0 never", low=0
+        1.0, "while the mean σ is below, that weight grows, to ten times the least; gorl_* and gaussian only", low=0
     )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = setting(0.1, "rewards are multiplied by this before learning", low=0)

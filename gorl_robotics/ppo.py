@@ -224,12 +224,13 @@ class Learner:
         buffers = {**self._read, "observation": self._observation, "advantage": self._advantage}
         terms = self.policy.gradients(buffers, rows, self.config, self.regularisation)
         self._descend(self.policy.trained, self.policy_optimizer)
-        distributed.average(terms.kl)
+        means = torch.stack([term for term in terms if term is not None])
+        distributed.average(means)
+        terms = PolicyLoss(*means.unbind())
         self._adapt_rate(terms.kl)
         if terms.std is not None:
-            distributed.average(terms.std)
             self._adapt_entropy(terms.std)
-        self._policy_sums.add_(torch.stack([term for term in terms if term is not None]))
+        self._policy_sums.add_(means)
         self._policy_turn.add_(1)
 
     def _improve_critic(self) -> None:
