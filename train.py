@@ -73,7 +73,7 @@ class Trainer:
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
         recorded = self.checkpointer.restore(saved) if saved else None
-        distributed.broadcast(self.policy, self.learner.critic)
+        distributed.broadcast(self.policy, *self.learner.networks)
         self.progress = Progress(folder, display, saved)
         terms = tuple(self.env.layout.observation)
         self.recordings = Recordings(

@@ -45,6 +45,9 @@ class Ppo:
     least_std: float = setting(
         1.0, "while the mean σ is below, that weight grows, to ten times the least; gorl_* and gaussian only", low=0
     )
+    novelty: float = setting(
+        0.05, "weight of the bonus for new states, in units of the task's reward; 0 pays none", low=0
+    )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = setting(0.1, "rewards are multiplied by this before learning", low=0)
 

@@ -14,6 +14,7 @@ from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
 from gorl_robotics.later import Later
 from gorl_robotics.networks import Normaliser, clip_gradients, gaussian_entropy, gaussian_log_prob, mlp
+from gorl_robotics.novelty import Novelty
 from gorl_robotics.policy import Policy, PolicyLoss
 from gorl_robotics.rollout import Rollout
 
@@ -98,6 +99,7 @@ class Learner:
         first = config.stages.first_regularisation * max(_FEW_ACTUATORS, policy.noise_size) / _FEW_ACTUATORS
         self.regularisation = torch.tensor([config.ppo.entropy, first], device=device)
         self._allocate(samples, device)
+        self.novelty = Novelty(critic_observation_size, samples, device, generator) if config.ppo.novelty else None
         # Both halves call collectives, which several processes must do in one order: on a CPU that takes one thread.
         self._beside = Beside(device, config.threads if cuda or distributed.size() == 1 else 1)
         self._policy_minibatch = captured(self._improve_policy, device)
@@ -107,6 +109,11 @@ class Learner:
     def metric_names(self) -> tuple[str, ...]:
         """Those of METRICS that there are with this policy."""
         return (*POLICY_METRICS[: self.policy.num_metrics], METRICS[-1])
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What it has beside the policy, to be the same in every process."""
+        return [self.critic] if self.novelty is None else [self.critic, self.novelty]
 
     @property
     def policy_rate(self) -> Tensor:
@@ -129,9 +136,9 @@ class Learner:
             order.copy_(torch.randperm(len(order), device=order.device, generator=self._generator))
         self._policy_turn.zero_()
         self._critic_turn.zero_()
-        self._beside(
-            lambda: self._each_minibatch(self._policy_minibatch), lambda: self._each_minibatch(self._critic_minibatch)
-        )
+        if self.novelty is not None:
+            self.novelty.draw()
+        self._beside(lambda: self._each_minibatch(self._policy_minibatch), self._improve_values)
         self.policy.normaliser.update(rollout.observation)
         self.critic_normaliser.update(rollout.critic_observation)
 
@@ -165,6 +172,7 @@ class Learner:
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "regularisation": self.regularisation,
+            **({} if self.novelty is None else {"novelty": self.novelty.saved()}),
         }
 
     def load_state_dict(self, saved: dict[str, object]) -> None:
@@ -185,13 +193,15 @@ class Learner:
             self.regularisation.copy_(weights)
         else:  # formerly of a mean over actuators, with an entropy whose weight did not change
             self.regularisation[1] = weights / self.policy.noise_size
+        if self.novelty is not None and "novelty" in saved:
+            self.novelty.restore(saved["novelty"])  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _load(self, rollout: Rollout) -> None:
         """Advantages and value targets, and everything a minibatch gathers from, in fixed buffers."""
         value = self._values(rollout.critic_observation)
         advantage = advantages(
-            rollout.reward * self.config.reward_scale,
+            self._paid(rollout) * self.config.reward_scale,
             value,
             self._values(rollout.terminal_critic_observation),
             rollout.terminated,
@@ -207,6 +217,13 @@ class Learner:
         for name, buffer in self._read.items():
             buffer.copy_(rollout.read(name).flatten(0, 1))
 
+    def _paid(self, rollout: Rollout) -> Tensor:
+        """What is learnt from as rewards, (T, N): the task's, and the bonus for where its steps led."""
+        if self.novelty is None:
+            return rollout.reward
+        led_to = self.critic_normaliser(rollout.terminal_critic_observation)
+        return rollout.reward + self.config.novelty * self.novelty.bonus(led_to)
+
     def _values(self, observation: Tensor) -> Tensor:
         return self.critic(self.critic_normaliser(observation)).squeeze(-1)
 
@@ -218,6 +235,11 @@ class Learner:
     def _each_minibatch(self, improve: Callable[[], None]) -> None:
         for _ in range(self.config.epochs * self.config.minibatches):
             improve()
+
+    def _improve_values(self) -> None:
+        if self.novelty is not None:
+            self.novelty.learn()
+        self._each_minibatch(self._critic_minibatch)
 
     def _improve_policy(self) -> None:
         rows = self._order.index_select(0, self._policy_turn).squeeze(0)

@@ -120,7 +120,12 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
     with torch.no_grad():
         value = critic(critic_seen).squeeze(-1)
         ahead = critic(learner.critic_normaliser(rollout.terminal_critic_observation)).squeeze(-1)
-    reward, ends = rollout.reward * ppo.reward_scale, (rollout.terminated, rollout.truncated)
+    led_to = learner.critic_normaliser(rollout.terminal_critic_observation).clamp(-5, 5)
+    assert learner.novelty is not None
+    with torch.no_grad():
+        error = (learner.novelty.guess(led_to) - learner.novelty.target(led_to)).square().mean(dim=-1)
+    paid = rollout.reward + ppo.novelty * (error / error.mean()).clamp(max=5)
+    reward, ends = paid * ppo.reward_scale, (rollout.terminated, rollout.truncated)
     gain = advantages(reward, value, ahead, *ends, ppo.discount, ppo.gae_lambda)
     target, gain = (gain + value).flatten(), gain.flatten()
     gain = (gain - gain.mean()) / gain.std()
