@@ -7,7 +7,6 @@ The mathematics is that of `gorl_robotics.methods.gaussian.LatentGaussian.act`. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -148,12 +147,11 @@ def act(
         noise: times the standard deviation it is the latent's distance from its mean, (W, a).
     """
     observation, noise = observation.contiguous(), noise.contiguous()
-    parameters = list(network.parameters())
+    parameters, decoding = list(network.parameters()), _decoding(decoder, noise.shape[1])
     latent, action, log_prob = torch.empty_like(noise), torch.empty_like(noise), noise.new_empty(len(noise))
     decoded = latent if decoder is None else torch.empty_like(noise)
-    arguments = _arguments(parameters, decoder, noise.shape[1])
-    block = rows(arguments["padded"])
-    own = [] if decoder is None else list(decoder.network.parameters())
+    policy_width, seen = parameters[0].shape
+    block = rows(decoding["padded"])
     _act[(triton.cdiv(len(noise), block),)](
         observation,
         noise,
@@ -164,12 +162,13 @@ def act(
         latent,
         log_prob,
         action,
-        None if decoder is None else (decoder.clock, decoder.divisor, *_statistics(decoder)),
-        tuple(own[::2]),
-        tuple(own[1::2]),
-        decoded,
-        len(noise),
-        **arguments,
+        decoded=decoded,
+        count=len(noise),
+        seen=seen,
+        deep=padded(seen),
+        policy_width=policy_width,
+        policy_layers=len(parameters) // 2 - 1,
+        **decoding,
         precision=precision(),
         block=block,
         num_warps=WARPS,
@@ -177,20 +176,16 @@ def act(
     return Acted(latent, decoded, action, log_prob)
 
 
-def _statistics(decoder: Decoder) -> tuple[Tensor, Tensor]:
-    return decoder.normaliser.shift, decoder.normaliser.scale
-
-
-def _arguments(parameters: Sequence[Tensor], decoder: Decoder | None, size: int) -> dict[str, Any]:
-    """The constants that the kernel is compiled for."""
-    policy_width, seen = parameters[0].shape
-    path = dict.fromkeys(("inputs", "times", "width", "layers", "steps"), 0) | {"size": size, "padded": padded(size)}
-    if decoder is not None:
-        path = path_arguments(list(decoder.network.parameters()), decoder.clock)
+def _decoding(decoder: Decoder | None, size: int) -> dict[str, Any]:
+    """What the kernel is told of the decoder, if there is one, and of the size of an action."""
+    if decoder is None:
+        absent = dict.fromkeys(("decoder", "decoder_weights", "decoder_biases"))
+        none = dict.fromkeys(("inputs", "times", "width", "layers", "steps"), 0)
+        return {**absent, **none, "size": size, "padded": padded(size)}
+    parameters, normaliser = list(decoder.network.parameters()), decoder.normaliser
     return {
-        "seen": seen,
-        "deep": padded(seen),
-        "policy_width": policy_width,
-        "policy_layers": len(parameters) // 2 - 1,
-        **path,
+        "decoder": (decoder.clock, decoder.divisor, normaliser.shift, normaliser.scale),
+        "decoder_weights": tuple(parameters[::2]),
+        "decoder_biases": tuple(parameters[1::2]),
+        **path_arguments(parameters, decoder.clock),
     }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gorl_robotics.mlp_blocks import layer, precision, silu, tile
 from gorl_robotics.mlp_kernel import padded
 
-WARPS = 4  # of a program
+WARPS = 4  # of a program: each has 16 of the 64 outputs of a layer
 
 
 @triton.jit
@@ -39,9 +39,9 @@ def path_end(  # type: ignore[no-untyped-def]
 ):
     """Where a network's steps from x lead, (padded, block) with zeros beyond `size`.
 
-    `seen` (width, block) is what the first layer makes of the observation, bias included. What all steps have in common
-    is kept in shared memory: weights in the two parts that products are made of. The time is multiplied into the first
-    layer's instead of being given beside the point, so that these do not take up room there after their product: two
+    `seen` (width, block) is what the first layer makes of the observation, bias included. The compiler keeps what all
+    steps have in common in shared memory, weights in the two parts that products are made of. Those of the first layer
+    are multiplied by the time in every step instead, and so take up no room there but during their product: two
     programs would not fit onto a processor.
     """
     axis, unit = tl.arange(0, padded), tl.arange(0, width)
@@ -135,5 +135,8 @@ def path_arguments(parameters: Sequence[Tensor], clock: Tensor) -> dict[str, Any
 
 
 def rows(padded: int) -> int:
-    """Of a program: 32 give 4,096 worlds to a large GPU's processors; two of 16 on each are better where they fit."""
+    """Of a program. Two programs of 16 on each of a large GPU's processors take 4,096 worlds, or one of 32.
+
+    The first is better where the weights fit into shared memory twice, which they do not beside those of wide actions.
+    """
     return 16 if padded == 16 else 32

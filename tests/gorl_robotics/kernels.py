@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel, policy_kernel
-from gorl_robotics.act_kernel import act
 from gorl_robotics.clip_kernel import clip
 from gorl_robotics.diffusion import DiffusionDecoder
 from gorl_robotics.flow import FlowDecoder
@@ -120,14 +119,15 @@ def check_act(
     exact.load_state_dict(policy.state_dict())
     policy.generative = exact.generative = decoder_hidden is not None
     seen, noise = 8 * torch.randn(rows, observation, device=device), torch.randn(rows, size, device=device)
-    network, normaliser = policy.latent.network, policy.normaliser
-    acted = act(network, normaliser, policy.decoder_in_use, seen, noise)
-    with mock.patch("gorl_robotics.methods.gaussian.fits_kernel", return_value=False):
-        expected = exact.double().act(seen.double(), noise.double())
-    close(acted.latent, expected.latent)
-    close(acted.decoded, expected.decoded)
-    close(acted.action, expected.action)
-    close(acted.log_prob, expected.stored["log_prob"])
+    with (
+        mock.patch("gorl_robotics.methods.gaussian.fits_kernel", lambda network: network is policy.latent.network),
+        mock.patch.object(policy.decoder, "path_fits_kernel", return_value=True),
+    ):
+        sample, expected = policy.act(seen, noise), exact.double().act(seen.double(), noise.double())
+    close(sample.latent, expected.latent)
+    close(sample.decoded, expected.decoded)
+    close(sample.action, expected.action)
+    close(sample.stored["log_prob"], expected.stored["log_prob"])
 
 
 def acting(observation: int, size: int, hidden: list[int], decoder_hidden: list[int], device: str) -> GorlPolicy:
