@@ -89,6 +89,7 @@ class VelocityField(nn.Module):
             and first.out_features in (16, 32, 64, 128)
             and all(layer.out_features == first.out_features for layer in between)
             and 0 < sum(layer.weight.numel() for layer in between) <= _HELD
+            and self.action_size + 2 * _FREQUENCIES <= 64
         )
 
     def path(self, observation: Tensor, z: Tensor, kicks: Tensor | None = None) -> list[Tensor]:
