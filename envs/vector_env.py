@@ -142,7 +142,8 @@ class VectorEnv:
     def apply(self, action: Tensor) -> None:
         """Writes the controls for actions (W, nu) in [-1, 1], which are clipped to it."""
         self._action.copy_(action.clamp(-1.0, 1.0))
-        self.sim.ctrl.copy_(self._offset + self._scale * self._action)
+        torch.mul(self._scale, self._action, out=self.sim.ctrl)
+        self.sim.ctrl.add_(self._offset)
 
     def physics(self) -> None:
         """Advances the simulation by one control step."""
@@ -151,14 +152,14 @@ class VectorEnv:
     def finish(self) -> Step:
         """Pays, observes and counts the step, and starts the next episode where one has ended."""
         sim, task, step = self.sim, self.task, self.buffers
-        total = sim.qpos.sum(dim=1) + sim.qvel.sum(dim=1)
-        finite = total - total == 0  # NaN where one is not; half the kernels of isfinite()
-        self._nonfinite.add_((~finite).sum())
+        total = torch.cat([sim.qpos, sim.qvel], dim=1).sum(dim=1)
+        lost = total - total != 0  # NaN where one is not finite; half the kernels of isfinite()
+        self._nonfinite.add_(lost.sum())
         over = self.episodes.advance()
 
         action = self._action.to(sim.dtype)
-        step.reward.copy_(task.reward(sim, self.state, action).where(finite, 0.0))
-        step.terminated.copy_(task.terminated(sim, self.state) | ~finite)
+        step.reward.copy_(task.reward(sim, self.state, action)).masked_fill_(lost, 0.0)
+        torch.logical_or(task.terminated(sim, self.state), lost, out=step.terminated)
         step.truncated.copy_(over)
         if self.practice.rate:
             learners = slice(self.num_envs)
@@ -166,16 +167,16 @@ class VectorEnv:
 
         state = task.update(sim, self.state, self._draws)
         terms = task.observe(sim, state)
-        keep = finite.unsqueeze(1)
+        column = lost.unsqueeze(1)
         observation, privileged = concatenate(terms), task.privileged(sim, state)
         seen = self._seen(observation, self._draws)
-        torch.where(keep, seen, step.observation, out=step.terminal_observation)
+        torch.where(column, step.observation, seen, out=step.terminal_observation)
         step.observation.copy_(step.terminal_observation)
         if not self._critic_sees_the_same:
             critic = self._with_told(
                 torch.cat([observation, concatenate(privileged)], dim=1) if privileged else observation
             )
-            torch.where(keep, critic, step.critic_observation, out=step.terminal_critic_observation)
+            torch.where(column, step.critic_observation, critic, out=step.terminal_critic_observation)
             step.critic_observation.copy_(step.terminal_critic_observation)
         for name, value in self.state.items():
             value.copy_(state[name])
@@ -279,7 +280,7 @@ class VectorEnv:
     def _next_rows(self, done: Tensor) -> Tensor:
         """The supply's rows for the worlds in `done` (W,), each the next unused one; around again if it runs out."""
         order = done.cumsum(0)
-        rows = (self._cursor + order - 1).clamp(min=0) % self.starts.size
+        rows = (self._cursor + order - 1) % self.starts.size  # those of other worlds are not used
         self._cursor.add_(order[-1])
         return rows
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gorl_robotics.networks import Normaliser, fits_kernel, mlp
 
 _FREQUENCIES = 4
+_HELD = 20480  # weights between hidden layers that a large GPU's shared memory holds twice, with all else
 
 
 class VelocityField(nn.Module):
@@ -73,12 +74,23 @@ class VelocityField(nn.Module):
 
     def integrate(self, observation: Tensor, z: Tensor) -> Tensor:
         """The end of the path from z: normalised observation (N, obs), (N, a) -> (N, a)."""
-        if z.is_cuda and not torch.is_grad_enabled() and self._fused():
+        if not torch.is_grad_enabled() and self.path_fits_kernel():
             from gorl_robotics.flow_kernel import decode
 
-            base, clock, moved, hidden, last = self._prepared(observation)
-            return decode(base, clock, moved, hidden, last, z, self.divisor)
+            return decode(self.network, self.clock, self.divisor, self._seen(observation), z)
         return self.path(observation, z)[-1]
+
+    def path_fits_kernel(self) -> bool:
+        """Whether `flow_kernel` takes the network: float32 on a CUDA device, and layers that shared memory holds."""
+        first, *between, _ = self._layers()
+        return (
+            first.weight.is_cuda
+            and first.weight.dtype == torch.float32
+            and first.out_features in (16, 32, 64, 128)
+            and all(layer.out_features == first.out_features for layer in between)
+            and 0 < sum(layer.weight.numel() for layer in between) <= _HELD
+            and self.action_size + 2 * _FREQUENCIES <= 64
+        )
 
     def path(self, observation: Tensor, z: Tensor, kicks: Tensor | None = None) -> list[Tensor]:
         """All steps + 1 points of the path from z, each (N, a); `kicks` (N, steps, a) are added to its steps."""
@@ -106,16 +118,16 @@ class VelocityField(nn.Module):
         """What the first layer makes of observation and time does not change along the path: computed once."""
         first, *hidden, last = self._layers()
         sizes = [self._observation_size, self.action_size, 2 * _FREQUENCIES]
-        seen, moved, timed = first.weight.split(sizes, dim=1)
-        return F.linear(observation, seen, first.bias), F.linear(self.clock, timed), moved, hidden, last
+        _, moved, timed = first.weight.split(sizes, dim=1)
+        return self._seen(observation), F.linear(self.clock, timed), moved, hidden, last
+
+    def _seen(self, observation: Tensor) -> Tensor:
+        """What the first layer makes of the observation, bias included."""
+        first = self._layers()[0]
+        return F.linear(observation, first.weight[:, : self._observation_size], first.bias)
 
     def _layers(self) -> list[nn.Linear]:
         return [module for module in self.network if isinstance(module, nn.Linear)]
-
-    def _fused(self) -> bool:
-        """Whether the hidden layers are of one width that the kernel takes."""
-        widths = {layer.out_features for layer in self._layers()[:-1]}
-        return len(widths) == 1 and widths <= {16, 32, 64, 128} and len(self._layers()) > 2
 
 
 class Decoder(VelocityField, ABC):

@@ -1,102 +1,142 @@
-"""The whole decoding as one Triton kernel: fifty small matrix products that never leave the chip."""
+"""The whole decoding as one Triton kernel: fifty small matrix products that never leave the chip.
+
+Rows of a batch are columns here, and a layer's weights are the left matrix of a product: a program's warps then share
+its outputs among them, where they would otherwise all compute the same for a few rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from gorl_robotics.mlp_blocks import precision as product_precision
-from gorl_robotics.mlp_blocks import silu
+from gorl_robotics.mlp_blocks import layer, precision, silu, tile
+from gorl_robotics.mlp_kernel import padded
 
-_ROWS = 32  # rows of a program: 4,096 worlds are then about one program for each of a large GPU's processors
+WARPS = 4  # of a program: each has 16 of the 64 outputs of a layer
 
 
 @triton.jit
-def _decode(  # type: ignore[no-untyped-def]
-    base,
+def path_end(  # type: ignore[no-untyped-def]
+    x,
+    seen,
+    weights,
+    biases,
     clock,
-    moved,
-    hidden,
-    hidden_bias,
-    last,
-    last_bias,
-    z,
-    out,
     divisor,
-    rows,
+    inputs: tl.constexpr,
+    times: tl.constexpr,
     size: tl.constexpr,
     padded: tl.constexpr,
     width: tl.constexpr,
     layers: tl.constexpr,
     steps: tl.constexpr,
-    block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    row = tl.program_id(0) * block + tl.arange(0, block)
-    unit, axis = tl.arange(0, width), tl.arange(0, padded)
-    here, real = row[:, None] < rows, axis < size
-    # Linear layers keep their weights (out, in); products here want (in, out).
-    seen = tl.load(base + row[:, None] * width + unit[None, :], mask=here, other=0.0)
-    w_first = tl.load(moved + unit[None, :] * size + axis[:, None], mask=real[:, None], other=0.0)
-    w_last = tl.load(last + axis[None, :] * width + unit[:, None], mask=real[None, :], other=0.0)
-    b_last = tl.load(last_bias + axis, mask=real, other=0.0)
-    x = tl.load(z + row[:, None] * size + axis[None, :], mask=here & real[None, :], other=0.0)
+    """Where a network's steps from x lead, (padded, block) with zeros beyond `size`.
+
+    `seen` (width, block) is what the first layer makes of the observation, bias included. The compiler keeps what all
+    steps have in common in shared memory, weights in the two parts that products are made of. Those of the first layer
+    are multiplied by the time in every step instead, and so take up no room there but during their product: two
+    programs would not fit onto a processor.
+    """
+    axis, unit = tl.arange(0, padded), tl.arange(0, width)
+    # Point and time are the last inputs of the first layer: one product for both.
+    first = tile(weights[0] + (inputs - size - times), unit, axis, inputs, (axis < size + times)[None, :])
+    last = tile(weights[layers], axis, unit, width, (axis < size)[:, None])
+    bias = tl.load(biases[layers] + axis, mask=axis < size, other=0.0)
+    timed = (axis >= size) & (axis < size + times)
     for step in range(steps):
-        time = tl.load(clock + step * width + unit)
-        h = silu(seen + time[None, :] + tl.dot(x, w_first, input_precision=precision))
-        for layer in tl.static_range(layers):
-            w = tl.load(hidden + layer * width * width + unit[None, :] * width + unit[:, None])
-            b = tl.load(hidden_bias + layer * width + unit)
-            h = silu(tl.dot(h, w, input_precision=precision) + b[None, :])
-        x -= (tl.dot(h, w_last, input_precision=precision) + b_last[None, :]) / tl.load(divisor + step)
-    tl.store(out + row[:, None] * size + axis[None, :], x, mask=here & real[None, :])
+        time = tl.load(clock + step * times + axis - size, mask=timed, other=1.0)
+        point = tl.where(timed[:, None], 1.0, x)
+        h = silu(seen + tl.dot(first * time[None, :], point, input_precision=precision))
+        for index in tl.static_range(1, layers):
+            h = silu(layer(h, weights[index], biases[index], width, width, width, width, width, precision))
+        x -= (tl.dot(last, h, input_precision=precision) + bias[:, None]) / tl.load(divisor + step)
+    return x
 
 
-def decode(
-    base: Tensor,
-    clock: Tensor,
-    moved: Tensor,
-    hidden: Sequence[nn.Linear],
-    last: nn.Linear,
-    z: Tensor,
-    divisor: Tensor,
-) -> Tensor:
-    """The steps from z to the pre-tanh action, of the accuracy that `mlp_blocks.precision` names.
+@triton.jit
+def _decode(  # type: ignore[no-untyped-def]
+    seen,
+    z,
+    weights,
+    biases,
+    clock,
+    divisor,
+    out,
+    count,
+    inputs: tl.constexpr,
+    times: tl.constexpr,
+    size: tl.constexpr,
+    padded: tl.constexpr,
+    width: tl.constexpr,
+    layers: tl.constexpr,
+    steps: tl.constexpr,
+    precision: tl.constexpr,
+    block: tl.constexpr,
+):
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    axis, here = tl.arange(0, padded), (row < count)[None, :]
+    real = here & (axis < size)[:, None]
+    place = row[None, :] * size + axis[:, None]
+    x = tl.load(z + place, mask=real, other=0.0)
+    base = tl.load(seen + row[None, :] * width + tl.arange(0, width)[:, None], mask=here, other=0.0)
+    x = path_end(x, base, weights, biases, clock, divisor, inputs, times, size, padded, width, layers, steps, precision)
+    tl.store(out + place, x, mask=real)
+
+
+def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor, z: Tensor) -> Tensor:
+    """The steps from z (N, a) to the pre-tanh action (N, a), of the accuracy that `mlp_blocks.precision` names.
 
     Args:
-        base: what the first layer makes of the observation, bias included, (N, width).
-        clock: what it makes of the time at each step, (steps, width).
-        moved: its weights for the point on the path, (width, a).
-        hidden: the layers between, (width, width) each.
-        last: the output layer, (a, width).
-        z: where the path begins, (N, a).
+        network: of a `VelocityField` that fits.
+        clock: each step's time as the network reads it, (steps, times).
         divisor: the network's output over this is a step, (steps,).
+        seen: what the first layer makes of the observation, bias included, (N, width).
+        z: where the path begins.
     """
-    rows, size = z.shape
-    width = base.shape[1]
-    out = torch.empty_like(z)
-    _decode[(triton.cdiv(rows, _ROWS),)](
-        base,
+    parameters, z = list(network.parameters()), z.contiguous()
+    out, arguments = torch.empty_like(z), path_arguments(parameters, clock)
+    block = rows(arguments["padded"])
+    _decode[(triton.cdiv(len(z), block),)](
+        seen.contiguous(),
+        z,
+        tuple(parameters[::2]),
+        tuple(parameters[1::2]),
         clock,
-        moved.contiguous(),
-        torch.stack([layer.weight for layer in hidden]),
-        torch.stack([layer.bias for layer in hidden]),
-        last.weight,
-        last.bias,
-        z.contiguous(),
-        out,
         divisor,
-        rows,
-        size,
-        max(16, triton.next_power_of_2(size)),
-        width,
-        len(hidden),
-        clock.shape[0],
-        _ROWS,
-        product_precision(),
+        out,
+        len(z),
+        **arguments,
+        precision=precision(),
+        block=block,
+        num_warps=WARPS,
     )
     return out
+
+
+def path_arguments(parameters: Sequence[Tensor], clock: Tensor) -> dict[str, Any]:
+    """The constants that `path_end` is compiled for, from the network's weights and biases in turn."""
+    (width, inputs), size, (steps, times) = parameters[0].shape, len(parameters[-1]), clock.shape
+    return {
+        "inputs": inputs,
+        "times": times,
+        "size": size,
+        "padded": padded(size + times),
+        "width": width,
+        "layers": len(parameters) // 2 - 1,
+        "steps": steps,
+    }
+
+
+def rows(padded: int) -> int:
+    """Of a program. Two programs of 16 on each of a large GPU's processors take 4,096 worlds, or one of 32.
+
+    The first is better where the weights fit into shared memory twice, which they do not beside those of wide actions.
+    """
+    return 16 if padded == 16 else 32

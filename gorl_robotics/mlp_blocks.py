@@ -22,6 +22,12 @@ def silu(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def softplus(x):  # type: ignore[no-untyped-def]
+    """log(1 + exp x)."""
+    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
 def slope(x):  # type: ignore[no-untyped-def]
     """The derivative of `silu`."""
     s = tl.sigmoid(x)
@@ -43,6 +49,28 @@ def linear(  # type: ignore[no-untyped-def]
     w = tile(weight, out, unit, width, (out < size)[:, None])
     b = tl.load(bias + out, mask=out < size, other=0.0)
     return tl.dot(h, tl.trans(w), input_precision=precision) + b[None, :]
+
+
+@triton.jit
+def layer(  # type: ignore[no-untyped-def]
+    h,
+    weight,
+    bias,
+    columns: tl.constexpr,
+    inputs: tl.constexpr,
+    deep: tl.constexpr,
+    size: tl.constexpr,
+    tall: tl.constexpr,
+    precision: tl.constexpr,
+):
+    """A layer of the first `inputs` of so many columns of weights, a batch's rows being columns.
+
+    (deep, block) -> (tall, block), zeros beyond `size`.
+    """
+    into, out = tl.arange(0, deep), tl.arange(0, tall)
+    w = tile(weight, out, into, columns, (out < size)[:, None] & (into < inputs)[None, :])
+    b = tl.load(bias + out, mask=out < size, other=0.0)
+    return tl.dot(w, h, input_precision=precision) + b[:, None]
 
 
 @triton.jit

@@ -13,16 +13,11 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel
-from gorl_robotics.mlp_blocks import add, hidden, hidden_backward, linear, linear_backward, tile
+from gorl_robotics.mlp_blocks import add, hidden, hidden_backward, linear, linear_backward, softplus, tile
 from gorl_robotics.networks import MIN_STD, UNIT_STD
 
 _TERMS = 5  # loss, kl, clipped, entropy, std
 _LOG_2PI = tl.constexpr(math.log(2 * math.pi))
-
-
-@triton.jit
-def _softplus(x):  # type: ignore[no-untyped-def]
-    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -50,7 +45,7 @@ def _loss(  # type: ignore[no-untyped-def]
     say which of them there are. Returns both gradients and, as sums over rows over their number, the five terms.
     """
     both = here[:, None] & real[None, :]
-    std = _softplus(spread + unit_std) + min_std
+    std = softplus(spread + unit_std) + min_std
     deviation = (z - mean) / std
     log_std = tl.log(std)
     log_prob = tl.sum(tl.where(both, -0.5 * deviation * deviation - log_std - 0.5 * _LOG_2PI, 0.0), axis=1)

@@ -117,21 +117,26 @@ class Collector:
         self._noise[: env.num_envs].normal_(generator=self._generator)
         sample = self.policy.act(before.observation, self._noise, self._generator)
         env.apply(sample.action)
-        self._store("observation", before.observation)
+        values = {"observation": before.observation, "latent": sample.latent, "action": sample.decoded}
         if self._critic_sees_more:
-            self._store("critic_observation", before.critic_observation)
-        self._store("latent", sample.latent)
-        self._store("action", sample.decoded)
-        for name in self.rollout.stored:
-            self._store(name, sample.stored[name])
+            values["critic_observation"] = before.critic_observation
+        self._store(values | {name: sample.stored[name] for name in self.rollout.stored})
 
     def _finish_step(self) -> None:
         step = self.env.finish()
-        for name in ("terminal_observation", "reward", "terminated", "truncated"):
-            self._store(name, getattr(step, name))
+        names = ["terminal_observation", "reward", "terminated", "truncated"]
         if self._critic_sees_more:
-            self._store("terminal_critic_observation", step.terminal_critic_observation)
+            names.append("terminal_critic_observation")
+        self._store({name: getattr(step, name) for name in names})
         self._t.add_(1)
 
-    def _store(self, name: str, value: Tensor) -> None:
-        self.rollout.read(name).index_copy_(0, self._t, value[: self.env.num_envs].unsqueeze(0))
+    def _store(self, values: Mapping[str, Tensor]) -> None:
+        targets = [self.rollout.read(name) for name in values]
+        sources = [value[: self.env.num_envs] for value in values.values()]
+        if self._t.is_cuda:
+            from gorl_robotics.store_kernel import store
+
+            store(targets, sources, self._t)
+            return
+        for target, source in zip(targets, sources, strict=True):
+            target.index_copy_(0, self._t, source.unsqueeze(0))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gorl_robotics.config import Config, Ppo
+from gorl_robotics.decoder import Decoder
 from gorl_robotics.flow import FlowDecoder
 from gorl_robotics.networks import LatentPolicy, Normaliser, fits_kernel, gaussian_log_prob
 from gorl_robotics.policy import Policy, PolicyLoss, Sample
@@ -16,7 +17,7 @@ from gorl_robotics.ppo import policy_loss
 
 
 class LatentGaussian(Policy):
-    """π(z|s) and tanh, with whatever `decode` puts between them."""
+    """π(z|s) and tanh, with whatever decoder is between them."""
 
     num_metrics = 5
 
@@ -34,15 +35,26 @@ class LatentGaussian(Policy):
 
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Sample:
-        """Acts with z = μ + σ·noise; see `Policy`."""
+        """Acts with z = μ + σ·noise, in a single kernel where there is one for the networks' sizes; see `Policy`."""
+        decoder = self.decoder_in_use
+        if fits_kernel(self.latent.network) and (decoder is None or decoder.path_fits_kernel()):
+            from gorl_robotics.act_kernel import act
+
+            z, decoded, action, log_prob = act(self.latent.network, self.normaliser, decoder, observation, noise)
+            return Sample(z, decoded, action, {"log_prob": log_prob})
         mean, std = self.latent(self.normaliser(observation))
         z = mean + std * noise
         decoded = self.decode(observation, z)
         return Sample(z, decoded, decoded.tanh(), {"log_prob": gaussian_log_prob(z, mean, std)})
 
+    @property
+    def decoder_in_use(self) -> Decoder | None:
+        """What turns a latent into a pre-tanh action; without it they are the same."""
+        return None
+
     def decode(self, observation: Tensor, z: Tensor) -> Tensor:
         """The pre-tanh action of a latent: (W, obs), (W, a) -> (W, a)."""
-        return z
+        return z if self.decoder_in_use is None else self.decoder_in_use(observation, z)
 
     def loss(self, minibatch: Mapping[str, Tensor], ppo: Ppo, regularisation: Tensor) -> PolicyLoss:
         """PPO's; see `policy_loss`."""

@@ -48,9 +48,10 @@ class GorlPolicy(LatentGaussian):
         policy.latent.restart()
         return policy
 
-    def decode(self, observation: Tensor, z: Tensor) -> Tensor:
-        """The pre-tanh action of a latent: (W, obs), (W, a) -> (W, a)."""
-        return self.decoder(observation, z) if self.generative else z
+    @property
+    def decoder_in_use(self) -> Decoder | None:
+        """The decoder once it has been fitted."""
+        return self.decoder if self.generative else None
 
     def end_stage(self, observation: Tensor, action: Tensor, config: Refit, generator: torch.Generator) -> RefitResult:
         """Fits the decoder to what the policy has lately done."""

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel, policy_kernel
 from gorl_robotics.clip_kernel import clip
+from gorl_robotics.diffusion import DiffusionDecoder
 from gorl_robotics.flow import FlowDecoder
+from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.mlp_kernel import mlp as fused
 from gorl_robotics.mlp_kernel import squared_error
 from gorl_robotics.networks import LatentPolicy, gaussian_log_prob, mlp
 from gorl_robotics.ppo import policy_loss
+from gorl_robotics.store_kernel import store
 
 # Inputs, hidden widths, outputs, rows: none of the row counts is a multiple of a block, two need several turns.
 MLPS = [
@@ -28,6 +31,15 @@ MLPS = [
 ]
 POLICIES = [(15, [64] * 3, 4, 77), (67, [64] * 3, 21, 100), (5, [16] * 2, 1, 300), (30, [32] * 4, 17, 1)]
 DECODERS = [(15, 4, 77), (67, 21, 40), (1, 1, 1)]
+# Observation, action, the policy's hidden widths, the decoder's or none, rows.
+ACTS: list[tuple[int, int, list[int], list[int] | None, int]] = [
+    (15, 4, [64] * 3, None, 77),
+    (15, 4, [64] * 3, [64] * 4, 77),
+    (67, 21, [64] * 3, [64] * 4, 40),
+    (5, 1, [16] * 2, [32] * 2, 1),
+    (128, 17, [32] * 2, None, 33),
+]
+PATHS = [(15, 4, [64] * 4, 77), (3, 9, [16] * 2, 33), (200, 1, [128] * 2, 1)]
 NORMS = [0.5, 1e3, math.inf]
 
 
@@ -98,6 +110,46 @@ def check_decoder(observation: int, size: int, rows: int, device: str) -> None:
         close(parameter.grad, other.grad)
 
 
+def check_act(
+    observation: int, size: int, hidden: list[int], decoder_hidden: list[int] | None, rows: int, device: str
+) -> None:
+    """Latent, decoded, action and log_prob, some observations being beyond the clip."""
+    torch.manual_seed(rows)
+    policy, exact = (acting(observation, size, hidden, decoder_hidden or [16] * 2, device) for _ in range(2))
+    exact.load_state_dict(policy.state_dict())
+    policy.generative = exact.generative = decoder_hidden is not None
+    seen, noise = 8 * torch.randn(rows, observation, device=device), torch.randn(rows, size, device=device)
+    with (
+        mock.patch("gorl_robotics.methods.gaussian.fits_kernel", lambda network: network is policy.latent.network),
+        mock.patch.object(policy.decoder, "path_fits_kernel", return_value=True),
+    ):
+        sample, expected = policy.act(seen, noise), exact.double().act(seen.double(), noise.double())
+    close(sample.latent, expected.latent)
+    close(sample.decoded, expected.decoded)
+    close(sample.action, expected.action)
+    close(sample.stored["log_prob"], expected.stored["log_prob"])
+
+
+def acting(observation: int, size: int, hidden: list[int], decoder_hidden: list[int], device: str) -> GorlPolicy:
+    """A policy of random weights and statistics everywhere."""
+    made = GorlPolicy(observation, size, hidden, decoder_hidden, 10).to(device)
+    random_weights(made, device)
+    for normaliser in (made.normaliser, made.decoder.normaliser):
+        normaliser.update(1 + 2 * torch.randn(50, observation, device=device))
+    return made
+
+
+def check_path(observation: int, size: int, hidden: list[int], rows: int, device: str) -> None:
+    """Where a decoding by diffusion, whose steps are of different lengths, leads."""
+    torch.manual_seed(rows)
+    made = DiffusionDecoder(observation, size, hidden, 5).to(device)
+    random_weights(made, device)
+    seen, z = torch.randn(rows, observation, device=device), torch.randn(rows, size, device=device)
+    with torch.no_grad(), mock.patch.object(made, "path_fits_kernel", return_value=True):
+        path_end = made.integrate(seen, z)
+    close(path_end, made.double().path(seen.double(), z.double())[-1].detach())
+
+
 def check_clip(largest: float, device: str) -> None:
     """Like torch's, whether or not there is anything to clip."""
     torch.manual_seed(0)
@@ -110,6 +162,19 @@ def check_clip(largest: float, device: str) -> None:
     nn.utils.clip_grad_norm_(parameters, largest)
     for value, parameter in zip(clipped, parameters, strict=True):
         torch.testing.assert_close(value, parameter.grad, rtol=1e-5, atol=0)
+
+
+def check_store(device: str) -> None:
+    """Numbers and flags of several widths, some not dense, in one row and in no other."""
+    torch.manual_seed(0)
+    rows, t = 700, torch.tensor([2], device=device)
+    sources = [torch.randn(rows, *size, device=device) for size in [(15,), (), (3, 4)]]
+    sources += [torch.randn(rows, 8, device=device)[:, ::2], torch.rand(rows, device=device) < 0.5]
+    targets = [torch.zeros(4, *source.shape, dtype=source.dtype, device=device) for source in sources]
+    store(targets, sources, t)
+    for target, source in zip(targets, sources, strict=True):
+        assert torch.equal(target[2], source)
+        assert not target[[0, 1, 3]].any()
 
 
 def close(value: Tensor | None, expected: Tensor | None) -> None:
@@ -128,5 +193,10 @@ if __name__ == "__main__":
         check_policy(*policy_case, "cpu")
     for decoder_case in DECODERS:
         check_decoder(*decoder_case, "cpu")
+    for act_case in ACTS:
+        check_act(*act_case, "cpu")
+    for path_case in PATHS:
+        check_path(*path_case, "cpu")
     for norm in NORMS:
         check_clip(norm, "cpu")
+    check_store("cpu")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gorl_robotics.config import Config
+from gorl_robotics.flow import FlowDecoder
 from gorl_robotics.methods import make
 from gorl_robotics.networks import fits_kernel, mlp
 from gorl_robotics.policy import Policy
@@ -74,6 +75,35 @@ def test_a_decoder_gives_torchs_loss_and_gradients(observation: int, size: int, 
     from kernels import check_decoder
 
     check_decoder(observation, size, rows, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decoder_hidden", [None, [64] * 4])
+@pytest.mark.parametrize(("observation", "size", "rows"), [(15, 4, 4224), (67, 21, 1000)])
+def test_an_act_gives_torchs_sample(observation: int, size: int, rows: int, decoder_hidden: list[int] | None) -> None:
+    from kernels import check_act
+
+    check_act(observation, size, [64] * 3, decoder_hidden, rows, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("size", "hidden", "fits"),
+    [(4, [64] * 6, True), (21, [128] * 2, True), (4, [64] * 7, False), (4, [128] * 3, False), (4, [64, 32], False)],
+)
+def test_a_path_that_fits_gives_torchs_end(size: int, hidden: list[int], fits: bool) -> None:
+    from kernels import check_path
+
+    assert FlowDecoder(15, size, hidden, 10).cuda().path_fits_kernel() == fits
+    if fits:
+        check_path(15, size, hidden, 300, "cuda")
+
+
+@pytest.mark.gpu
+def test_a_step_is_stored_where_it_belongs() -> None:
+    from kernels import check_store
+
+    check_store("cuda")
 
 
 @pytest.mark.gpu
