@@ -18,6 +18,7 @@ from gorl_robotics.mlp_blocks import layer, precision, silu, tile
 from gorl_robotics.mlp_kernel import padded
 
 WARPS = 4  # of a program: each has 16 of the 64 outputs of a layer
+ROWS = 32  # of a program: 4,096 worlds are then about one program for each of a large GPU's processors
 
 
 @triton.jit
@@ -41,8 +42,7 @@ def path_end(  # type: ignore[no-untyped-def]
 
     `seen` (width, block) is what the first layer makes of the observation, bias included. The compiler keeps what all
     steps have in common in shared memory, weights in the two parts that products are made of. Those of the first layer
-    are multiplied by the time in every step instead, and so take up no room there but during their product: two
-    programs would not fit onto a processor.
+    are multiplied by the time in every step instead, and so take up no room there but during their product.
     """
     axis, unit = tl.arange(0, padded), tl.arange(0, width)
     # Point and time are the last inputs of the first layer: one product for both.
@@ -102,8 +102,7 @@ def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor,
     """
     parameters, z = list(network.parameters()), z.contiguous()
     out, arguments = torch.empty_like(z), path_arguments(parameters, clock)
-    block = rows(arguments["padded"])
-    _decode[(triton.cdiv(len(z), block),)](
+    _decode[(triton.cdiv(len(z), ROWS),)](
         seen.contiguous(),
         z,
         tuple(parameters[::2]),
@@ -114,7 +113,7 @@ def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor,
         len(z),
         **arguments,
         precision=precision(),
-        block=block,
+        block=ROWS,
         num_warps=WARPS,
     )
     return out
@@ -132,11 +131,3 @@ def path_arguments(parameters: Sequence[Tensor], clock: Tensor) -> dict[str, Any
         "layers": len(parameters) // 2 - 1,
         "steps": steps,
     }
-
-
-def rows(padded: int) -> int:
-    """Of a program. Two programs of 16 on each of a large GPU's processors take 4,096 worlds, or one of 32.
-
-    The first is better where the weights fit into shared memory twice, which they do not beside those of wide actions.
-    """
-    return 16 if padded == 16 else 32
