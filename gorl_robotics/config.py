@@ -156,6 +156,8 @@ CPU_DEFAULTS: dict[str, Any] = {
 
 # Settings that there were: runs that were saved with them go on. They changed how fast a run was, not what it learnt.
 _FORMER = {"networks.fused"}
+# What runs did before there was a setting for it: they go on as they began.
+_ABSENT = {"ppo.novelty": 0.0}
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
@@ -206,7 +208,7 @@ def to_yaml(config: Config) -> str:
 def from_yaml(text: str) -> Config:
     """Reads what `to_yaml` wrote, formerly too; InputError if a setting is unknown or out of range."""
     saved = read_yaml(text, "configuration")
-    return resolve({name: value for name, value in saved.items() if name not in _FORMER})
+    return resolve({**_ABSENT, **{name: value for name, value in saved.items() if name not in _FORMER}})
 
 
 def config_values(config: Config) -> dict[str, Any]:

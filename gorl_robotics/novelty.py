@@ -65,7 +65,8 @@ class Novelty(nn.Module):
 
     def draw(self) -> None:
         """Chooses what `learn` learns from."""
-        self._rows.random_(len(self._seen), generator=self._generator)
+        order = torch.randperm(len(self._seen), device=self._seen.device, generator=self._generator)
+        self._rows.copy_(order[: self._rows.numel()].view_as(self._rows))
         self._turn.zero_()
 
     def learn(self) -> None:

@@ -239,7 +239,7 @@ def test_a_complete_run_is_not_gone_on_from(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_failing_recorder_costs_nothing_else(run: Path, tmp_path: Path) -> None:
-    limit = int(1.3 * (run / "checkpoints" / "latest.pt").stat().st_size)
+    limit = int(1.15 * (run / "checkpoints" / "latest.pt").stat().st_size)
     for stage in (2, 3):
         assert (run / "rollouts" / f"stage-{stage}-rank-0.h5").stat().st_size > limit, "nothing would fail"
     shutil.rmtree(run / "rollouts")  # else copying them would fail

@@ -29,6 +29,7 @@ from gorl_robotics.rollout import Rollout
 
 PROCESSES, WORLDS = 2, 6
 MINIBATCHES = 4
+PIECES = 32  # of a shuffled rollout: every minibatch, the bonus's too, is made of whole ones
 REFIT = small_config(refit__updates=30, refit__batch=50, refit__draws=2, refit__learning_rate=0.01).refit
 
 
@@ -36,6 +37,7 @@ def config(processes: int) -> Config:
     """Of one of so many processes that share the worlds."""
     return small_config(
         num_envs=PROCESSES * WORLDS // processes,
+        ppo__rollout_steps=16,
         ppo__epochs=3,
         ppo__minibatches=MINIBATCHES,
         ppo__learning_rate=0.003,
@@ -71,7 +73,7 @@ def shuffles(rank: int) -> Callable[..., Tensor]:
 
 
 def joined_shuffles() -> Callable[..., Tensor]:
-    """The same for one process that has all worlds: its k-th minibatch is every process's k-th together."""
+    """The same for one process that has all worlds: its k-th piece is every process's k-th together."""
     each = [shuffles(rank) for rank in range(PROCESSES)]
 
     def permutation(n: int, **_: Any) -> Tensor:
@@ -79,7 +81,7 @@ def joined_shuffles() -> Callable[..., Tensor]:
         for rank, draw in enumerate(each):
             rows = draw(n // PROCESSES)
             parts.append(rows // WORLDS * PROCESSES * WORLDS + rank * WORLDS + rows % WORLDS)
-        return torch.cat([part.view(MINIBATCHES, -1) for part in parts], dim=1).flatten()
+        return torch.cat([part.view(PIECES, -1) for part in parts], dim=1).flatten()
 
     return permutation
 
@@ -104,16 +106,18 @@ def learnt(device: torch.device) -> dict[str, Any]:
     setup = Setup(config(PROCESSES), str(device))
     if rank == 0:
         setup.policy.load_state_dict(whole.policy.state_dict())
-        setup.learner.critic.load_state_dict(whole.learner.critic.state_dict())
+        for network, made in zip(setup.learner.networks, whole.learner.networks, strict=True):
+            network.load_state_dict(made.state_dict())
     else:
         torch.nn.init.zeros_(setup.policy.latent.network[0].weight)  # to be overwritten
-    distributed.broadcast(setup.policy, setup.learner.critic)
+    distributed.broadcast(setup.policy, *setup.learner.networks)
     with mock.patch.object(torch, "randperm", shuffles(rank)):
         for rollout in rollouts:
             setup.learner.update(half(rollout, rank, device))
     found = {
         "policy": weights(setup.policy.latent),
         "critic": weights(setup.learner.critic),
+        "novelty": weights(setup.learner.networks[1]),
         "rate": setup.learner.policy_rate.clone(),
         "metrics": setup.learner.metrics(),
         "normaliser": dict(setup.policy.normaliser.state_dict()),

@@ -277,3 +277,11 @@ def test_a_stage_has_a_rollout_of_all_processes() -> None:
     check_budget(config, 2)
     with pytest.raises(InputError, match=r"at least 600, .*3 processes x num_envs x ppo.rollout_steps = 120"):
         check_budget(config, 3)
+
+
+def test_a_run_from_before_there_was_a_bonus_for_new_states_goes_on_without_it() -> None:
+    text = to_yaml(Config())
+    before = "".join(line for line in text.splitlines(keepends=True) if "novelty" not in line)
+    assert before != text
+    assert from_yaml(before).ppo.novelty == 0
+    assert from_yaml(text).ppo.novelty == Config().ppo.novelty > 0

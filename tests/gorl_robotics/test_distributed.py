@@ -60,7 +60,8 @@ def assert_update(found: Found, setup: Any, tolerance: float) -> None:
     for process in found:
         learnt = process["learnt"]
         torch.testing.assert_close(learnt["policy"], weights(setup.policy.latent), **close)
-        torch.testing.assert_close(learnt["critic"], weights(setup.learner.critic), **close)
+        for name, network in zip(("critic", "novelty"), setup.learner.networks, strict=True):
+            torch.testing.assert_close(learnt[name], weights(network), **close)
         torch.testing.assert_close(learnt["rate"], setup.learner.policy_rate, **close)
         torch.testing.assert_close(learnt["metrics"], setup.learner.metrics(), rtol=10 * tolerance, atol=tolerance)
         for name, expected in setup.policy.normaliser.state_dict().items():
@@ -76,7 +77,9 @@ def assert_identical(found: Found, *names: str) -> None:
 
 def test_an_update_equals_one_processs(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_update(found, joined_update(monkeypatch), tolerance=1e-6)
-    assert_identical([process["learnt"] for process in found], "policy", "critic", "rate", "normaliser", "restarted")
+    assert_identical(
+        [process["learnt"] for process in found], "policy", "critic", "novelty", "rate", "normaliser", "restarted"
+    )
 
 
 def test_moments_are_those_of_the_joined_data(found: Found) -> None:
