@@ -19,8 +19,8 @@ from gorl_robotics.decoder import Decoder
 from gorl_robotics.errors import InputError
 from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.policy import Policy
+from gorl_robotics.recording import read_rollouts
 from gorl_robotics.refit import refit
-from gorl_robotics.storage import read_rollouts
 
 NEIGHBOURS = 256  # recorded samples that stand for a state
 RADIUS = 0.25  # standard deviations of the recorded observations; states without that many so near are left out

@@ -13,8 +13,9 @@ from torch import Tensor
 from gorl_robotics import distributed, run_folder
 from gorl_robotics.config import Config
 from gorl_robotics.display import Display
+from gorl_robotics.recording import read_rollouts
 from gorl_robotics.rollout import Rollout
-from gorl_robotics.storage import RolloutWriter, read_rollouts
+from gorl_robotics.storage import RolloutWriter
 
 _FITTED = ("observation", "action")
 

@@ -37,7 +37,7 @@ from running import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gorl_robotics.config import Config, config_values
-from gorl_robotics.storage import read_rollouts
+from gorl_robotics.recording import read_rollouts
 
 EXPORTED = {
     "policy.onnx",

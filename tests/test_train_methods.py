@@ -13,7 +13,7 @@ from running import SAMPLES, Ended, curve, evaluations, here, only_run, rows, sa
 
 from gorl_robotics import methods, playback
 from gorl_robotics.config import config_values, from_yaml
-from gorl_robotics.storage import read_rollouts
+from gorl_robotics.recording import read_rollouts
 
 STAGE_ENDS = (4, 8)  # iterations
 SHORT: dict[str, Any] = {

@@ -13,7 +13,7 @@ import torch
 from running import WORLDS, Ended, curve, evaluations, here, only_run, rows, same_policy, saved, settings, signalled
 from running import torchrun as launched
 
-from gorl_robotics.storage import read_rollouts
+from gorl_robotics.recording import read_rollouts
 
 STEPS = 32
 SAMPLES = 2 * WORLDS * STEPS  # of an iteration of two processes

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gorl_robotics import checkpoint, recorder, storage
 from gorl_robotics.recorder import Recorder, shared_out
+from gorl_robotics.recording import Recording
 from gorl_robotics.rollout import Rollout
-from gorl_robotics.storage import Recording
 
 STEPS, WORLDS = 8, 6
 SAMPLES = STEPS * WORLDS

@@ -121,7 +121,7 @@ def test_the_seed_decides_everything() -> None:
 
 
 def test_recorded_is_what_storage_expects() -> None:
-    from gorl_robotics.storage import ROLLOUT
+    from gorl_robotics.recording import ROLLOUT
 
     _, _, rollout = collected()
     assert set(rollout.recorded()) == set(ROLLOUT)

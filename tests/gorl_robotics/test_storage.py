@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from gorl_robotics import recording as recording_format
 from gorl_robotics import storage
 from gorl_robotics.errors import InputError
-from gorl_robotics.storage import DATASETS, STEPPED, TERMINAL, Recording, RolloutWriter, read_rollouts
+from gorl_robotics.recording import DATASETS, STEPPED, TERMINAL, Recording, read_rollouts
+from gorl_robotics.storage import RolloutWriter
 
 STEPS, WORLDS, OBSERVATION, ACTION = 6, 4, 5, 3
 PROVENANCE = {"task": "HopperStand", "seed": 7, "dt": 0.02}
@@ -151,7 +153,7 @@ def test_failed_creation_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.Dataset, "create", full)
+    monkeypatch.setattr(recording_format.Dataset, "create", full)
     with pytest.raises(OSError, match="No space left"):
         writer(tmp_path / "a.h5")
     assert not list(tmp_path.iterdir())
@@ -282,8 +284,8 @@ class Journal:
 @pytest.mark.parametrize(("recorded", "kept"), [(1, 1), (5, 3)])
 def test_killed_at_any_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, kept: int) -> None:
     # Many chunks: the index of chunks is what a kill could tear.
-    monkeypatch.setattr(storage, "STEPS_PER_CHUNK", 1)
-    monkeypatch.setattr(storage, "TERMINALS_PER_CHUNK", 2)
+    monkeypatch.setattr(recording_format, "STEPS_PER_CHUNK", 1)
+    monkeypatch.setattr(recording_format, "TERMINALS_PER_CHUNK", 2)
     path, rollouts = tmp_path / "a.h5", [rollout(k, steps=16) for k in range(5)]
     recorder = writer(path)
     for each in rollouts[:recorded]:
