@@ -17,6 +17,7 @@ from envs.draws import BatchDraws, Draws
 from envs.dry_run import Layout, concatenate, dry_run
 from envs.engine import make_simulation
 from envs.episodes import Episodes
+from envs.health import Health
 from envs.practice import Practice
 from envs.randomisation import Noise, Randomisation
 from envs.simulation import SimulationError
@@ -154,7 +155,7 @@ class VectorEnv:
         sim, task, step = self.sim, self.task, self.buffers
         total = torch.cat([sim.qpos, sim.qvel], dim=1).sum(dim=1)
         lost = total - total != 0  # NaN where one is not finite; half the kernels of isfinite()
-        self._nonfinite.add_(lost.sum())
+        self.health.count(lost)
         over = self.episodes.advance()
 
         action = self._action.to(sim.dtype)
@@ -201,33 +202,12 @@ class VectorEnv:
             raise SimulationError(fault)
 
     def faults(self) -> Tensor:
-        """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
-        faults = torch.cat([self._nonfinite.view(1), self.sim.faults(), self.starts.simulation.faults()])
-        self._nonfinite.zero_()
-        return faults
+        """What has gone wrong since the last call, (n,) int64 on the device; see `Health`."""
+        return self.health.faults()
 
     def judge(self, faults: Tensor) -> str:
-        """One line about what was wrong and can be lived with, empty if nothing was.
-
-        Contacts that did not fit are left out of a physics step of that world; worlds that became non-finite begin
-        anew.
-
-        Raises:
-            SimulationError: it happened in more than one world and in more than 1 % of them.
-        """
-        few, lost, fault = max(1.0, 0.01 * self.num_worlds), int(faults[0]), ""
-        for simulation, part in zip((self.sim, self.starts.simulation), faults[1:].chunk(2), strict=True):
-            line = simulation.fault(part)
-            fault = f"{self.task.name}: {line}" if line else fault
-            if int(part[0]) > few:
-                raise SimulationError(fault)
-        self.total_nonfinite += lost
-        if lost > few:
-            raise SimulationError(
-                f"{self.task.name}: {lost} of {self.num_worlds} worlds became non-finite in one rollout; "
-                f"shorten the task's timing.physics (now {self.task.timing.physics} s) or raise its solver iterations"
-            )
-        return fault
+        """One line about what was wrong and can be lived with; raises SimulationError if it was more; see `Health`."""
+        return self.health.judge(faults)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs to go on exactly where this one is, random numbers included."""
@@ -262,8 +242,7 @@ class VectorEnv:
         }
         self._action = torch.zeros(worlds, self.action_size, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
-        self._nonfinite = torch.zeros((), dtype=torch.int64, device=device)
-        self.total_nonfinite = 0
+        self.health = Health(self.task, worlds, (self.sim, self.starts.simulation))
         low, high = action_range(self.model)
         self._offset = self.sim.tensor(((low + high) / 2).numpy())
         self._scale = self.sim.tensor(((high - low) / 2).numpy())

@@ -197,7 +197,7 @@ def test_a_world_that_becomes_nonfinite_ends_without_harm() -> None:
         assert same(env.sim.qpos[[3]], fresh.qpos)
         assert same(env.observation[others], twin.observation[others])
     env.check()
-    assert env.total_nonfinite == 1
+    assert env.health.total_nonfinite == 1
 
 
 def test_more_than_one_percent_of_nonfinite_worlds_is_an_error() -> None:
@@ -206,13 +206,13 @@ def test_more_than_one_percent_of_nonfinite_worlds_is_an_error() -> None:
     assert poisoned(env, quiet, [5])["reward"][5] == 0
     poisoned(env, quiet, [199])
     env.check()
-    assert env.total_nonfinite == 2
+    assert env.health.total_nonfinite == 2
     poisoned(env, quiet, [5, 6])
     poisoned(env, quiet, [7])
     with pytest.raises(SimulationError, match=r"^Slider: 3 of 200 worlds .* timing\.physics .now 0\.005 s."):
         env.check()
     env.check()  # each check counts its own rollout
-    assert env.total_nonfinite == 5
+    assert env.health.total_nonfinite == 5
 
 
 def test_an_overflow_names_the_task_and_ends_training_where_it_is_no_exception(
