@@ -46,7 +46,7 @@ class Ppo:
         1.0, "while the mean σ is below, that weight grows, to ten times the least; gorl_* and gaussian only", low=0
     )
     novelty: float = setting(
-        0.05, "weight of the bonus for new states, in units of the task's reward; 0 pays none", low=0
+        0.05, "bonus for new states, in units of reward: its first mean, of which a few % remain; 0 pays none", low=0
     )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0)
     reward_scale: float = setting(0.1, "rewards are multiplied by this before learning", low=0)

@@ -20,7 +20,9 @@ _HIDDEN = 64
 _FEATURES = 16  # numbers to be guessed for an observation
 _BOUND = 5.0  # normalised observations are clipped here: one that is far out is new for its size alone
 _LARGEST = 5.0  # times the mean
-_LAG = 0.01  # by which the mean follows an iteration's: bonuses fade while guesses still improve quickly
+# By which the mean follows an iteration's: guesses improve faster, so that bonuses soon are a few per cent of what they
+# were at first. That is enough where nothing else is paid, and nearly nothing where something is.
+_LAG = 0.01
 _MINIBATCHES = 8
 _SHARE = 4  # one in so many samples is learnt from: newness should last long enough to be followed
 _RATE = 3e-4
@@ -55,7 +57,7 @@ class Novelty(nn.Module):
 
     @torch.no_grad()
     def bonus(self, observation: Tensor) -> Tensor:
-        """How new normalised observations (T, N, size) are: (T, N), around 1. They are what `learn` learns from."""
+        """How new normalised observations (T, N, size) are, (T, N), 1 on the mean at first. `learn` learns them."""
         self._seen.copy_(observation.clamp(-_BOUND, _BOUND).flatten(0, 1))
         error = ((_output(self.guess, self._seen) - _output(self.target, self._seen)) ** 2).mean(dim=-1)
         mean = error.mean()
