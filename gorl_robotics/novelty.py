@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gorl_robotics import distributed
 from gorl_robotics.graphs import captured
-from gorl_robotics.networks import fits_kernel, mlp
+from gorl_robotics.networks import fits_kernel, mlp, restore_optimizer
 
 _HIDDEN = 64
 _FEATURES = 16  # numbers to be guessed for an observation
@@ -78,14 +78,12 @@ class Novelty(nn.Module):
 
     def saved(self) -> dict[str, Any]:
         """Everything a resumed run needs."""
-        return {"networks": self.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
+        return {"networks": self.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restores what `saved` gave."""
         self.load_state_dict(saved["networks"])
-        # The saved groups would bring the flags of the saving device.
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": saved["optimizer"], "param_groups": groups})
+        restore_optimizer(self.optimizer, saved["optimizer"])
 
     def _improve(self) -> None:
         seen = self._seen[self._rows.index_select(0, self._turn).squeeze(0)]

@@ -13,7 +13,14 @@ from gorl_robotics.beside import Beside
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
 from gorl_robotics.later import Later
-from gorl_robotics.networks import Normaliser, clip_gradients, gaussian_entropy, gaussian_log_prob, mlp
+from gorl_robotics.networks import (
+    Normaliser,
+    clip_gradients,
+    gaussian_entropy,
+    gaussian_log_prob,
+    mlp,
+    restore_optimizer,
+)
 from gorl_robotics.novelty import Novelty
 from gorl_robotics.policy import Policy, PolicyLoss
 from gorl_robotics.rollout import Rollout
@@ -182,10 +189,7 @@ class Learner:
         rate = self.policy_rate
         rate.copy_(saved["policy_optimizer"]["param_groups"][0]["lr"])  # type: ignore[index]
         for name in ("policy_optimizer", "critic_optimizer"):
-            optimizer = getattr(self, name)
-            # The saved groups would bring the flags of the saving device, and a rate on the CPU.
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": saved[name]["state"], "param_groups": groups})  # type: ignore[index]
+            restore_optimizer(getattr(self, name), saved[name])  # type: ignore[arg-type]
         self.policy_optimizer.param_groups[0]["lr"] = rate  # torch copied it: captured updates know this one
         weights = saved["regularisation"]
         assert isinstance(weights, Tensor)

@@ -92,12 +92,20 @@ def learnt(novelty: float) -> dict[str, Any]:
     return setup.learner.state_dict()
 
 
-def test_where_a_task_pays_nothing_values_come_from_the_bonus_alone() -> None:
-    with_bonus, without = learnt(0.05), learnt(0.0)
-    assert "novelty" in with_bonus
-    assert "novelty" not in without
-    one, other = (state["critic"]["0.weight"] for state in (with_bonus, without))
-    assert not torch.equal(one, other)
+def test_without_a_bonus_nothing_of_it_is_saved() -> None:
+    assert "novelty" in learnt(0.05)
+    assert "novelty" not in learnt(0.0)
+
+
+@pytest.mark.parametrize("weight", [0.05, 0.0])
+def test_where_a_task_pays_nothing_what_is_learnt_from_is_the_bonus_alone(weight: float) -> None:
+    setup = Setup(small_config(ppo__novelty=weight))
+    rollout = setup.collector.collect()
+    rollout.reward.zero_()
+    setup.learner.update(rollout)
+    paid = setup.learner._paid(rollout)
+    assert bool((paid > 0).all()) is (weight > 0)
+    assert float(paid.abs().max()) <= 5 * weight
 
 
 def test_a_checkpoint_from_before_there_was_a_bonus_can_be_gone_on_with() -> None:
