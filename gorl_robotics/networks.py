@@ -15,7 +15,6 @@ from gorl_robotics import distributed
 
 # Normalised observations are clipped here: a contact force may be a hundred standard deviations out.
 OBSERVATION_CLIP = 10.0
-_SMALL = 65536  # gradients that one processor clips sooner than several kernels do
 MIN_STD = 1e-3
 UNIT_STD = math.log(math.expm1(1 - MIN_STD))  # what a softplus turns into a standard deviation of 1
 
@@ -45,6 +44,22 @@ def fits_kernel(network: nn.Sequential) -> bool:
     )
 
 
+def fits_critic_kernel(critic: nn.Sequential) -> bool:
+    """Whether `critic_kernel` takes an `mlp`: float32 on CUDA, two hidden layers or more of one width, one output."""
+    *hidden, last = (layer for layer in critic if isinstance(layer, nn.Linear))
+    if len(hidden) < 2:
+        return False
+    first = hidden[0]
+    return (
+        first.weight.is_cuda
+        and first.weight.dtype == torch.float32
+        and first.in_features <= 128
+        and last.out_features == 1
+        and len({layer.out_features for layer in hidden}) == 1
+        and first.out_features <= 256
+    )
+
+
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain)
@@ -55,7 +70,7 @@ def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
 def clip_gradients(network: nn.Module, largest: float) -> None:
     """Scales the gradients of a network's parameters down to a norm of `largest`, in place."""
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    if all(gradient.is_cuda for gradient in gradients) and sum(map(Tensor.numel, gradients)) <= _SMALL:
+    if all(gradient.is_cuda for gradient in gradients):
         from gorl_robotics.clip_kernel import clip
 
         clip(gradients, largest)

@@ -16,6 +16,7 @@ from gorl_robotics.later import Later
 from gorl_robotics.networks import (
     Normaliser,
     clip_gradients,
+    fits_critic_kernel,
     gaussian_entropy,
     gaussian_log_prob,
     mlp,
@@ -69,6 +70,30 @@ def policy_loss(
     pull = (mean**2 + std**2).sum(dim=-1).mean()
     loss = terms.loss - regularisation[0] * entropy + regularisation[1] * pull
     return terms._replace(loss=loss, entropy=entropy.detach(), std=std.detach().mean())
+
+
+def value_gradients(critic: nn.Sequential, observation: Tensor, target: Tensor, rows: Tensor) -> Tensor:
+    """Leaves the gradients of half the mean squared error with the critic's parameters; returns that mean, ().
+
+    Args:
+        critic: an `mlp` of one output.
+        observation: normalised, (S, obs).
+        target: what the critic should give, (S,).
+        rows: which of them are the minibatch, (B,), int64.
+    """
+    if fits_critic_kernel(critic):
+        from gorl_robotics import critic_kernel
+
+        gradients, loss = critic_kernel.gradients(
+            critic, observation, target, rows, critic_kernel.programs(rows.device)
+        )
+        for parameter, gradient in zip(critic.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+    loss = ((critic(observation[rows]).squeeze(-1) - target[rows]) ** 2).mean()
+    critic.zero_grad(set_to_none=True)
+    (0.5 * loss).backward()
+    return loss.detach()
 
 
 class Learner:
@@ -261,12 +286,9 @@ class Learner:
 
     def _improve_critic(self) -> None:
         rows = self._order.index_select(0, self._critic_turn).squeeze(0)
-        error = self.critic(self._critic_observation[rows]).squeeze(-1) - self._target[rows]
-        value_loss = (error**2).mean()
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        (0.5 * value_loss).backward()
+        value_loss = value_gradients(self.critic, self._critic_observation, self._target, rows)
         self._descend(self.critic, self.critic_optimizer)
-        self._value_sum.add_(value_loss.detach())
+        self._value_sum.add_(value_loss)
         self._critic_turn.add_(1)
 
     def _descend(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:

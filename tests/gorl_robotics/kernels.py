@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from gorl_robotics import mlp_kernel, policy_kernel
+from gorl_robotics import critic_kernel, mlp_kernel, policy_kernel
 from gorl_robotics.clip_kernel import clip
 from gorl_robotics.diffusion import DiffusionDecoder
 from gorl_robotics.flow import FlowDecoder
@@ -31,6 +31,8 @@ MLPS = [
 ]
 POLICIES = [(15, [64] * 3, 4, 77), (67, [64] * 3, 21, 100), (5, [16] * 2, 1, 300), (30, [32] * 4, 17, 1)]
 DECODERS = [(15, 4, 77), (67, 21, 40), (1, 1, 1)]
+# The third number is of rows, the last of programs: several blocks for some, and more programs than blocks.
+CRITICS = [(15, [64] * 2, 1, 1), (67, [128] * 3, 200, 2), (128, [64] * 4, 130, 7), (5, [96] * 2, 300, 3)]
 # Observation, action, the policy's hidden widths, the decoder's or none, rows.
 ACTS: list[tuple[int, int, list[int], list[int] | None, int]] = [
     (15, 4, [64] * 3, None, 77),
@@ -93,6 +95,22 @@ def check_policy(inputs: int, hidden: list[int], size: int, rows: int, device: s
         close(gradient, parameter.grad)
 
 
+def check_critic(inputs: int, hidden: list[int], rows: int, programs: int, device: str) -> None:
+    """Every gradient of half the squared error on some rows of twice as many, and the error."""
+    torch.manual_seed(rows)
+    critic, exact = mlp(inputs, hidden, 1), mlp(inputs, hidden, 1).to(device).double()
+    random_weights(critic, device)
+    exact.load_state_dict(critic.state_dict())
+    observation, target = torch.randn(2 * rows, inputs, device=device), torch.randn(2 * rows, device=device)
+    order = torch.randperm(2 * rows, device=device)[:rows]
+    gradients, error = critic_kernel.gradients(critic, observation, target, order, programs)
+    expected = ((exact(observation[order].double()).squeeze(-1) - target[order].double()) ** 2).mean()
+    (0.5 * expected).backward()
+    close(error, expected)
+    for gradient, parameter in zip(gradients, exact.parameters(), strict=True):
+        close(gradient, parameter.grad)
+
+
 def check_decoder(observation: int, size: int, rows: int, device: str) -> None:
     """A decoder's loss and gradients, from a batch on."""
     torch.manual_seed(0)
@@ -150,10 +168,10 @@ def check_path(observation: int, size: int, hidden: list[int], rows: int, device
     close(path_end, made.double().path(seen.double(), z.double())[-1].detach())
 
 
-def check_clip(largest: float, device: str) -> None:
+def check_clip(largest: float, width: int, device: str) -> None:
     """Like torch's, whether or not there is anything to clip."""
     torch.manual_seed(0)
-    network = mlp(15, [64] * 3, 8).to(device)
+    network = mlp(15, [width] * 3, 8).to(device)
     parameters = list(network.parameters())
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
@@ -191,6 +209,8 @@ if __name__ == "__main__":
         check_mlp(*mlp_case, "cpu")
     for policy_case in POLICIES:
         check_policy(*policy_case, "cpu")
+    for critic_case in CRITICS:
+        check_critic(*critic_case, "cpu")
     for decoder_case in DECODERS:
         check_decoder(*decoder_case, "cpu")
     for act_case in ACTS:
@@ -198,5 +218,6 @@ if __name__ == "__main__":
     for path_case in PATHS:
         check_path(*path_case, "cpu")
     for norm in NORMS:
-        check_clip(norm, "cpu")
+        check_clip(norm, 64, "cpu")
+        check_clip(norm, 256, "cpu")
     check_store("cpu")

@@ -15,7 +15,7 @@ from torch import nn
 from gorl_robotics.config import Config
 from gorl_robotics.flow import FlowDecoder
 from gorl_robotics.methods import make
-from gorl_robotics.networks import fits_kernel, mlp
+from gorl_robotics.networks import fits_critic_kernel, fits_kernel, mlp
 from gorl_robotics.policy import Policy
 
 
@@ -30,6 +30,7 @@ def test_kernels_interpreted_give_torchs_values_and_gradients() -> None:
 
 def test_what_is_on_the_cpu_does_not_fit() -> None:
     assert not fits_kernel(mlp(15, [64, 64, 64], 8))
+    assert not fits_critic_kernel(mlp(15, [256, 256, 256], 1))
 
 
 @pytest.mark.gpu
@@ -67,6 +68,19 @@ def test_a_policys_minibatch_gives_torchs_terms_and_gradients(inputs: int, size:
     from kernels import check_policy
 
     check_policy(inputs, [64] * 3, size, rows, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "rows", "programs"),
+    [(15, [256] * 3, 8192, 32), (67, [256] * 3, 1000, 132), (128, [128] * 2, 300, 2), (30, [64] * 4, 77, 4)],
+)
+def test_a_critics_minibatch_gives_torchs_error_and_gradients(
+    inputs: int, hidden: list[int], rows: int, programs: int
+) -> None:
+    from kernels import check_critic
+
+    check_critic(inputs, hidden, rows, programs, "cuda")
 
 
 @pytest.mark.gpu
@@ -111,7 +125,8 @@ def test_gradients_are_clipped_as_by_torch() -> None:
     from kernels import NORMS, check_clip
 
     for norm in NORMS:
-        check_clip(norm, "cuda")
+        check_clip(norm, 64, "cuda")
+        check_clip(norm, 256, "cuda")
 
 
 @pytest.mark.gpu
@@ -123,6 +138,26 @@ def test_equal_inputs_give_equal_gradients() -> None:
     parameters = list(network.parameters())
     first, second = (torch.autograd.grad(fused(network, x).square().mean(), parameters) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "outputs", "fits"),
+    [
+        (15, [256] * 3, 1, True),
+        (128, [64] * 2, 1, True),
+        (129, [256] * 3, 1, False),
+        (15, [256] * 3, 2, False),
+        (15, [257] * 2, 1, False),
+        (15, [256, 128], 1, False),
+        (15, [256], 1, False),
+        (15, [], 1, False),
+    ],
+)
+def test_which_critics_fit(inputs: int, hidden: list[int], outputs: int, fits: bool) -> None:
+    critic = mlp(inputs, hidden, outputs).cuda()
+    assert fits_critic_kernel(critic) == fits
+    assert not fits_critic_kernel(critic.double())
 
 
 @pytest.mark.gpu

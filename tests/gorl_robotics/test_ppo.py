@@ -17,6 +17,7 @@ from torch.distributions import Normal
 from gorl_robotics.advantages import advantages
 from gorl_robotics.config import Config
 from gorl_robotics.methods.gorl import GorlPolicy
+from gorl_robotics.networks import fits_critic_kernel
 from gorl_robotics.ppo import METRICS, Learner, policy_loss
 from gorl_robotics.rollout import Collector, Rollout
 
@@ -473,6 +474,26 @@ def test_a_captured_update_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(weights(other.learner.critic), weights(setup.learner.critic), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(other.learner.policy_rate.cpu(), setup.learner.policy_rate, rtol=1e-4, atol=0)
     torch.testing.assert_close(other.learner.metrics().cpu(), setup.learner.metrics(), rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_the_critics_kernel_improves_it_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(num_envs=32, ppo__epochs=2, networks__critic=[256] * 3)
+    with side_stream():
+        setup, other = Setup(config, "cuda"), Setup(config, "cuda")
+        assert fits_critic_kernel(setup.learner.critic)
+        rollout, before = setup.collector.collect(), weights(setup.learner.critic)
+        for each in (setup, other):
+            same_shuffles(monkeypatch)
+            each.learner.update(copied(rollout, "cuda"))
+            monkeypatch.undo()
+            monkeypatch.setattr("gorl_robotics.ppo.fits_critic_kernel", lambda critic: False)
+        value_losses = [each.metric("loss/value") for each in (setup, other)]
+    # Adam's first steps are as long where a gradient is nothing but rounding: no bound on single weights.
+    change = (weights(setup.learner.critic) - before).norm()
+    assert change > 0
+    assert (weights(setup.learner.critic) - weights(other.learner.critic)).norm() < 0.01 * change
+    assert value_losses[0] == pytest.approx(value_losses[1], rel=1e-4)
 
 
 @pytest.mark.gpu
