@@ -9,12 +9,14 @@ from typing import Any
 
 import mujoco
 import mujoco_warp as mjw
+import numpy as np
 import torch
 import warp as wp
 from torch import Tensor
 
 from envs.simulation import STATE_FIELDS, Simulation
 from envs.user_code import summary
+from envs.warp_kernels import compile_kernels
 from gorl_robotics.errors import InputError
 
 _CAPACITY = {
@@ -109,6 +111,7 @@ class WarpSimulation(Simulation):
             # few iterations are.
             self._model.opt.graph_conditional = model.opt.iterations > _FEW_ITERATIONS
             self._model.opt.warn_overflow = 0  # read in check(); printing from kernels floods
+            _without_scenery(self._model, model)
             self._data = mjw.make_data(model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
             names = dict.fromkeys((*STATE_FIELDS, *fields))
             tensors = {name: wp.to_torch(getattr(self._data, name)) for name in names}
@@ -122,6 +125,8 @@ class WarpSimulation(Simulation):
         self._run_forward = _Replay(lambda: mjw.forward(self._model, self._data), self)
         self._run_derive = _Replay(lambda: mjw.set_const(self._model, self._data), self)
         self._run_physics = _Replay(lambda: mjw.step(self._model, self._data), self)
+        with self._on_stream():
+            compile_kernels(self._everything)
         self._tensors["qpos"].copy_(self.default_qpos())
         self.forward()
 
@@ -162,6 +167,13 @@ class WarpSimulation(Simulation):
 
     def _derive(self, mask: Tensor) -> None:
         self._run_derive()
+
+    def _everything(self) -> None:
+        """Launches every kernel that there is, some of them more than once."""
+        mjw.forward(self._model, self._data)
+        self._control_step()
+        if self._parameters:
+            mjw.set_const(self._model, self._data)
 
     def _control_step(self) -> None:
         # Sensors are read after the control step only; in every physics step they would be an eighth of its kernels.
@@ -213,10 +225,9 @@ class WarpSimulation(Simulation):
 
     def _kinematics_suffice(self) -> bool:
         model = self.model
-        early = model.sensor_needstage != _ACCELERATION
+        early = np.flatnonzero(model.sensor_needstage != _ACCELERATION)
         kinds = {mujoco.mjtSensor(int(kind)) for kind in model.sensor_type[early]}
-        cameras = mujoco.mjtObj.mjOBJ_CAMERA in (*model.sensor_objtype[early], *model.sensor_reftype[early])
-        return kinds <= _KINEMATIC_SENSORS and not cameras
+        return kinds <= _KINEMATIC_SENSORS and not _sees(model, early)
 
     def _late_columns(self) -> Any:
         model = self.model
@@ -237,6 +248,18 @@ class WarpSimulation(Simulation):
         else:
             with wp.ScopedDevice("cpu"):
                 yield
+
+
+def _without_scenery(warp_model: Any, model: mujoco.MjModel) -> None:
+    """Lights, and cameras that no sensor reads, stay where they are: each takes a kernel in every physics step."""
+    warp_model.nlight = 0
+    if not _sees(model, np.arange(model.nsensor)):
+        warp_model.ncam = 0
+
+
+def _sees(model: mujoco.MjModel, sensors: np.ndarray) -> bool:
+    """Whether any of these sensors has to do with a camera."""
+    return mujoco.mjtObj.mjOBJ_CAMERA in (*model.sensor_objtype[sensors], *model.sensor_reftype[sensors])
 
 
 def _put(model: mujoco.MjModel, batch_sizes: dict[str, int]) -> Any:

@@ -6,7 +6,8 @@ seldom been. In states in which every action pays the same there is no gradient 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,6 +76,15 @@ class Novelty(nn.Module):
         """Learns to guess what was chosen; `draw` comes first."""
         for _ in range(_MINIBATCHES):
             self._minibatch()
+
+    def parts(self) -> list[Callable[[], object]]:
+        """The parts of both that change nothing but gradients, as in `Learner.parts`."""
+
+        def learn() -> None:
+            seen = self._seen[self._rows[0]]
+            self._loss(seen, _output(self.target, seen)).backward()
+
+        return [partial(_output, self.guess, self._seen), partial(_output, self.target, self._seen), learn]
 
     def saved(self) -> dict[str, Any]:
         """Everything a resumed run needs."""

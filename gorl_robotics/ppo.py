@@ -174,6 +174,19 @@ class Learner:
         self.policy.normaliser.update(rollout.observation)
         self.critic_normaliser.update(rollout.critic_observation)
 
+    def parts(self) -> list[Callable[[], object]]:
+        """The parts of an update that change nothing but gradients, on whatever is in its buffers; see `rehearse`."""
+
+        def policy() -> None:
+            self.policy.gradients(self._buffers(), self._order[0], self.config, self.regularisation)
+            clip_gradients(self.policy.trained, self.config.max_grad_norm)
+
+        def critic() -> None:
+            value_gradients(self.critic, self._critic_observation, self._target, self._order[0])
+            clip_gradients(self.critic, self.config.max_grad_norm)
+
+        return [policy, critic, *([] if self.novelty is None else self.novelty.parts())]
+
     def metrics(self) -> Tensor:
         """Means over the last update's minibatches and all processes, named by `metric_names`; still on the device."""
         self._beside.join()
@@ -270,10 +283,12 @@ class Learner:
             self.novelty.learn()
         self._each_minibatch(self._critic_minibatch)
 
+    def _buffers(self) -> dict[str, Tensor]:
+        return {**self._read, "observation": self._observation, "advantage": self._advantage}
+
     def _improve_policy(self) -> None:
         rows = self._order.index_select(0, self._policy_turn).squeeze(0)
-        buffers = {**self._read, "observation": self._observation, "advantage": self._advantage}
-        terms = self.policy.gradients(buffers, rows, self.config, self.regularisation)
+        terms = self.policy.gradients(self._buffers(), rows, self.config, self.regularisation)
         self._descend(self.policy.trained, self.policy_optimizer)
         means = torch.stack([term for term in terms if term is not None])
         distributed.average(means)

@@ -400,6 +400,26 @@ def test_a_model_with_joint_limit_sensors_is_refreshed_whole() -> None:
     assert float(world_error(ours.sensordata[:, limits], theirs.sensordata[:, limits]).quantile(0.9)) <= 1e-4
 
 
+def test_a_camera_moves_for_the_sensor_that_reads_it() -> None:
+    model = mujoco.MjModel.from_xml_string("""<mujoco>
+      <worldbody>
+        <light name="light" mode="targetbody" target="arm" pos="0 0 3"/>
+        <body name="arm" pos="0 0 1">
+          <joint name="hinge" type="hinge" axis="0 1 0"/>
+          <geom type="capsule" size=".05" fromto="0 0 0 .5 0 0"/>
+          <camera name="eye" pos=".4 -1 0" xyaxes="1 0 0 0 0 1"/>
+        </body>
+      </worldbody>
+      <sensor><framepos objtype="camera" objname="eye"/></sensor>
+    </mujoco>""")
+    data, sim = mujoco.MjData(model), warp(2, model=model, steps=40, fields=["sensordata"])
+    sim.step()
+    mujoco.mj_step(model, data, 40)
+    mujoco.mj_forward(model, data)
+    assert data.sensordata[2] < 0.97  # it fell with the arm, from a height of 1
+    np.testing.assert_allclose(sim.sensordata.numpy(), np.tile(data.sensordata, (2, 1)), atol=1e-5)
+
+
 # --- the environment ------------------------------------------------------------------------------
 
 

@@ -257,6 +257,19 @@ def test_a_half_that_fails_fails_the_update_and_leaves_nothing_running(
     assert set(where) == {"policy", "critic"}
 
 
+def test_parts_done_for_their_kernels_change_no_later_update() -> None:
+    plain, rehearsed = Setup(small_config()), Setup(small_config())
+    for setup in (plain, rehearsed):
+        setup.iterate(1)
+        for part in setup.learner.parts() if setup is rehearsed else ():
+            part()
+        setup.iterate(1)
+    assert torch.equal(weights(rehearsed.policy), weights(plain.policy))
+    assert torch.equal(weights(rehearsed.learner.critic), weights(plain.learner.critic))
+    for one, other in zip(rehearsed.learner.networks, plain.learner.networks, strict=True):
+        assert torch.equal(weights(one), weights(other))
+
+
 def test_every_sample_is_used_once_in_an_epoch() -> None:
     setup = Setup(small_config(ppo__epochs=2))
     setup.iterate(1)

@@ -1,0 +1,27 @@
+"""Compiling a GPU's kernels before they are needed, side by side: Triton compiles where a kernel is first launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+def rehearse(works: Sequence[Callable[[], object]], device: torch.device) -> None:
+    """Does each of `works` once, in a thread and a stream of its own; on a CPU, where nothing is compiled, none.
+
+    What they compute is for nothing: they must change nothing that lasts and nothing that another one reads.
+    """
+    if device.type != "cuda":
+        return
+    torch.cuda.synchronize(device)  # their streams wait for no other
+
+    def alone(work: Callable[[], object]) -> None:
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+            work()
+            torch.cuda.current_stream().synchronize()
+
+    with ThreadPoolExecutor(len(works), "rehearsal") as pool:
+        for rehearsed in [pool.submit(alone, work) for work in works]:
+            rehearsed.result()

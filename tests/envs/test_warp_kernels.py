@@ -1,0 +1,40 @@
+"""Compiling what a function launches, on the CPU."""
+
+from __future__ import annotations
+
+import warp as wp
+
+from envs.warp_kernels import compile_kernels
+
+
+@wp.kernel(module="unique")
+def _fill(numbers: wp.array(dtype=float)):  # type: ignore[no-untyped-def, valid-type]
+    numbers[wp.tid()] = 1.0  # type: ignore[index]
+
+
+@wp.kernel(module="unique")
+def _count_down(left: wp.array(dtype=int)):  # type: ignore[no-untyped-def, valid-type]
+    left[0] = left[0] - 1  # type: ignore[index]
+
+
+@wp.kernel(module="unique")
+def _of_nothing(numbers: wp.array(dtype=float)):  # type: ignore[no-untyped-def, valid-type]
+    numbers[wp.tid()] = 2.0  # type: ignore[index]
+
+
+def test_what_is_launched_is_loaded_and_not_run() -> None:
+    with wp.ScopedDevice("cpu"):
+        numbers, left = wp.zeros(4, dtype=float), wp.full(1, 3, dtype=int)
+
+        def work() -> None:
+            wp.launch(_fill, dim=4, inputs=[numbers])
+            wp.capture_while(left, while_body=lambda: wp.launch(_count_down, dim=1, inputs=[left]))
+            wp.launch(_of_nothing, dim=0, inputs=[numbers])
+
+        compile_kernels(work)
+        assert [bool(kernel.module.execs) for kernel in (_fill, _count_down, _of_nothing)] == [True, True, False]
+        assert numbers.numpy().tolist() == [0.0] * 4
+        assert left.numpy().tolist() == [3]
+        work()  # launches are what they were
+        assert numbers.numpy().tolist() == [1.0] * 4
+        assert left.numpy().tolist() == [0]
