@@ -21,6 +21,7 @@ from envs.user_code import blaming
 from envs.vector_env import VectorEnv
 from gorl_robotics import distributed, methods, run_folder
 from gorl_robotics.checkpointer import Checkpointer
+from gorl_robotics.compilation import compile_ahead
 from gorl_robotics.config import CPU_DEFAULTS, Config, check_budget, help_text, parse_arguments, resolve
 from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.display import Display
@@ -30,7 +31,6 @@ from gorl_robotics.export import export_checkpoint
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress
 from gorl_robotics.recorder import Recorder, Recordings
-from gorl_robotics.rehearsal import rehearse
 from gorl_robotics.rollout import Collector
 from gorl_robotics.signals import on_stop
 
@@ -88,7 +88,7 @@ class Trainer:
         ends = [int(self.config.total_steps * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
         with on_stop(self._ask_to_stop):
             if progress.evaluation is None:
-                self.evaluate("untrained", partial(rehearse, self.learner.parts(), self.env.device))
+                self.evaluate("untrained", partial(compile_ahead, self.learner.parts(), self.env.device))
             while progress.stage < len(ends):
                 recorder = self.recordings.begin(progress.stage, ends[progress.stage])
                 if not self.learn(ends[progress.stage], recorder):

@@ -35,16 +35,19 @@ class _Worlds(VectorEnv):
         super().__init__(task, num_envs, device=device)
         self.generators = [seeding.np_random()[0] for _ in range(num_envs)]
         self._draws = WorldDraws(self.generators, self.sim.dtype, self.device)
-        self._row = torch.arange(num_envs, device=self.device)
 
     def begin(self, mask: Tensor) -> None:
         """Begins a new episode, at its first step, in the worlds of `mask` (N,); the others draw nothing."""
         self.starts.fill(self._draws_of(mask), mask)
-        self._begin(mask, self.starts.rows(self._row))
+        step = self.buffers
+        self._begin(mask, self.starts.rows(slice(None)), step.observation, step.critic_observation)
         self._randomise()
         self.episode_step.masked_fill_(mask, 0)
 
     def _begin_next(self, done: Tensor) -> None:
+        step = self.buffers
+        step.observation.copy_(step.terminal_observation)
+        step.critic_observation.copy_(step.terminal_critic_observation)
         if self._auto_reset and bool(done.any()):
             self.begin(done)
 

@@ -25,16 +25,16 @@ class Health:
 
     def __init__(self, task: Task, num_worlds: int, simulations: Sequence[Simulation]) -> None:
         self._task, self._num_worlds, self._simulations = task, num_worlds, simulations
-        self._nonfinite = torch.zeros((), dtype=torch.int64, device=simulations[0].device)
+        self._nonfinite = torch.zeros(num_worlds, dtype=torch.int64, device=simulations[0].device)  # times, of a world
         self.total_nonfinite = 0
 
     def count(self, lost: Tensor) -> None:
         """Takes the worlds (W,) bool that have become non-finite; safe to capture in a CUDA graph."""
-        self._nonfinite.add_(lost.sum())
+        self._nonfinite.add_(lost)
 
     def faults(self) -> Tensor:
         """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
-        faults = torch.cat([self._nonfinite.view(1), *(simulation.faults() for simulation in self._simulations)])
+        faults = torch.cat([self._nonfinite.sum().view(1), *(simulation.faults() for simulation in self._simulations)])
         self._nonfinite.zero_()
         return faults
 

@@ -57,7 +57,7 @@ def masked_reset(env: VectorEnv) -> None:
     """
     mask = torch.arange(env.num_worlds, device=env.device) % 2 == 0
     before, start = _everything(env), env.starts.rows(torch.arange(env.num_worlds, device=env.device))
-    env._begin(mask, start)
+    env._begin(mask, start, env.buffers.observation, env.buffers.critic_observation)
     after = _everything(env)
     touched = [name for name, value in after.items() if not _same(value[~mask], before[name][~mask])]
     width = start.critic_observation.shape[1]

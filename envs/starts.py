@@ -80,8 +80,8 @@ class Starts:
         if self._layout.privileged:
             self._critic.copy_(concatenate({**observation, **task.privileged(sim, self._state)}))
 
-    def rows(self, index: Tensor) -> Start:
-        """The starts at `index` (N,), as new tensors."""
+    def rows(self, index: Tensor | slice) -> Start:
+        """The starts at `index`: (N,) as new tensors, a slice as views of what the next `fill` changes."""
         sim, mocap = self.simulation, self.simulation.model.nmocap > 0
         observation = self._observation[index]
         return Start(

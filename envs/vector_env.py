@@ -135,7 +135,7 @@ class VectorEnv:
         """
         index = torch.arange(self.num_worlds, device=self.device)
         everyone = torch.ones(self.num_worlds, dtype=torch.bool, device=self.device)
-        self._begin(everyone, self.starts.rows(index))
+        self._begin(everyone, self.starts.rows(index), self.buffers.observation, self.buffers.critic_observation)
         self._randomise()
         self._cursor.fill_(self.num_worlds)
         self.episodes.restart(self.generator if random_phase else None)
@@ -172,13 +172,11 @@ class VectorEnv:
         observation, privileged = concatenate(terms), task.privileged(sim, state)
         seen = self._seen(observation, self._draws)
         torch.where(column, step.observation, seen, out=step.terminal_observation)
-        step.observation.copy_(step.terminal_observation)
         if not self._critic_sees_the_same:
             critic = self._with_told(
                 torch.cat([observation, concatenate(privileged)], dim=1) if privileged else observation
             )
             torch.where(column, step.critic_observation, critic, out=step.terminal_critic_observation)
-            step.critic_observation.copy_(step.terminal_critic_observation)
         for name, value in self.state.items():
             value.copy_(state[name])
 
@@ -253,27 +251,41 @@ class VectorEnv:
         return max(self.num_worlds, min(SETTLED_STARTS, SETTLED_STARTS_PER_WORLD * self.num_worlds))
 
     def _begin_next(self, done: Tensor) -> None:
-        """Starts the next episode of the worlds in `done` (W,)."""
-        self._begin(done, self.starts.rows(self._next_rows(done)))
+        """Starts the next episode of the worlds in `done` (W,); the others go on from what their step led to."""
+        step, rows = self.buffers, self._next_rows(done)
+        self._begin(done, self.starts.rows(rows), step.terminal_observation, step.terminal_critic_observation)
 
-    def _next_rows(self, done: Tensor) -> Tensor:
-        """The supply's rows for the worlds in `done` (W,), each the next unused one; around again if it runs out."""
+    def _next_rows(self, done: Tensor) -> Tensor | slice:
+        """The supply's rows for the worlds in `done` (W,), each the next unused one; around again if it runs out.
+
+        Where the supply has a row for each world and is drawn anew before each rollout, world i takes row i.
+        """
+        if self.starts.size == self.num_worlds:
+            return slice(None)
         order = done.cumsum(0)
         rows = (self._cursor + order - 1) % self.starts.size  # those of other worlds are not used
         self._cursor.add_(order[-1])
         return rows
 
-    def _begin(self, mask: Tensor, start: Start) -> None:
+    def _begin(self, mask: Tensor, start: Start, observation: Tensor, critic_observation: Tensor) -> None:
+        """Begins an episode in the worlds of `mask` (W,) from the rows of `start`.
+
+        Args:
+            mask: worlds.
+            start: a row for every world.
+            observation: what the others see, (W, observation_size).
+            critic_observation: what their critic sees.
+        """
         column = mask.unsqueeze(1)
         self.sim.place(mask, start.qpos, start.qvel, start.mocap_pos, start.mocap_quat)
         for name, value in self.state.items():
             torch.where(mask.view(-1, *(1,) * (value.ndim - 1)), start.state[name], value, out=value)
         step = self.buffers
         seen = self._seen(start.observation, self._draws_of(mask))
-        torch.where(column, seen, step.observation, out=step.observation)
+        torch.where(column, seen, observation, out=step.observation)
         if not self._critic_sees_the_same:
             critic = self._with_told(start.critic_observation)
-            torch.where(column, critic, step.critic_observation, out=step.critic_observation)
+            torch.where(column, critic, critic_observation, out=step.critic_observation)
         if self.randomisation is not None:
             self.randomisation.due.logical_or_(mask)
 

@@ -175,7 +175,7 @@ class Learner:
         self.critic_normaliser.update(rollout.critic_observation)
 
     def parts(self) -> list[Callable[[], object]]:
-        """The parts of an update that change nothing but gradients, on whatever is in its buffers; see `rehearse`."""
+        """The parts of an update that change nothing but gradients, whatever is in its buffers; for `compile_ahead`."""
 
         def policy() -> None:
             self.policy.gradients(self._buffers(), self._order[0], self.config, self.regularisation)

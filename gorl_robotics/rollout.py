@@ -79,7 +79,7 @@ class Rollout:
 
 
 class Collector:
-    """Steps an environment with a policy. Each control step is three launches: act, physics, finish.
+    """Steps an environment with a policy. Each control step is two launches: the physics, and all around it.
 
     Args:
         env: its last `num_worlds - num_envs` worlds act without noise and are not part of the rollout.
@@ -101,15 +101,18 @@ class Collector:
     def recapture(self) -> None:
         """To be called when the policy does something else than before, not when only its weights have changed."""
         self._act = captured(self._act_step, self.env.device, [self._generator])
+        self._between = captured(self._between_steps, self.env.device, [self.env.generator, self._generator])
 
     def collect(self) -> Rollout:
         """T control steps of all worlds. The rollout's buffers are the same each time."""
         self.env.refresh_starts()
         self._t.zero_()
-        for _ in range(self.steps):
-            self._act()
+        self._act()
+        for _ in range(self.steps - 1):
             self.env.physics()
-            self._finish()
+            self._between()
+        self.env.physics()
+        self._finish()
         return self.rollout
 
     def _act_step(self) -> None:
@@ -129,6 +132,10 @@ class Collector:
             names.append("terminal_critic_observation")
         self._store({name: getattr(step, name) for name in names})
         self._t.add_(1)
+
+    def _between_steps(self) -> None:
+        self._finish_step()
+        self._act_step()
 
     def _store(self, values: Mapping[str, Tensor]) -> None:
         targets = [self.rollout.read(name) for name in values]

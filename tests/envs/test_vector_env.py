@@ -122,19 +122,33 @@ def test_resets_differ_from_each_other_and_from_earlier_ones() -> None:
         assert len(joint.unique()) == len(joint) == 7 * 16
 
 
-def test_starts_of_a_supply_are_handed_out_once_each_before_any_again() -> None:
+def test_each_world_takes_its_own_row_of_a_supply_that_is_drawn_anew_for_each_rollout() -> None:
     env = slider_env(8, episode_length=10)
-    env.draw_starts()
-    supply = env.starts.rows(torch.arange(8)).qpos[:, 0].tolist()
-    handed = []
-    for ending in ([2, 5, 6], [0, 1], [3, 4, 7], [2]):
+    supplies = []
+    for ending in ([2, 5, 6], [0, 2]):
+        env.refresh_starts()
+        supplies.append(env.starts.rows(torch.arange(8)).qpos[:, 0])
         env.episode_step[torch.tensor(ending)] = 9
         step = env.step(torch.zeros(8, 1))
         assert step.truncated.nonzero().flatten().tolist() == ending
+        assert same(env.sim.qpos[ending, 0], supplies[-1][ending])
+    assert not set(supplies[0].tolist()) & set(supplies[1].tolist())
+
+
+def test_settled_starts_are_handed_out_once_each_before_any_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs.vector_env, "SETTLED_STARTS", 10)
+    env = VectorEnv(Falling(), 4)
+    supply = env.starts.rows(torch.arange(10)).qpos[:, 0].tolist()
+    assert len(set(supply)) == 10
+    handed = env.sim.qpos[:, 0].tolist()
+    for ending in ([2, 3], [0], [1, 2, 3], [0, 2]):
+        env.refresh_starts()  # draws none: settling is dear
+        env.episode_step.zero_()
+        env.episode_step[torch.tensor(ending)] = env.episode_length - 1
+        step = env.step(torch.zeros(4, env.action_size))
+        assert step.truncated.nonzero().flatten().tolist() == ending
         handed += env.sim.qpos[step.truncated, 0].tolist()
-    assert handed == [*supply, supply[0]]
-    env.refresh_starts()
-    assert not set(env.starts.rows(torch.arange(8)).qpos[:, 0].tolist()) & set(supply)
+    assert handed == [*supply, *supply[:2]]
 
 
 def test_random_phases_cover_the_episode_and_first_partial_episodes_count_in_no_statistics() -> None:

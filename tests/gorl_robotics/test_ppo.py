@@ -258,15 +258,15 @@ def test_a_half_that_fails_fails_the_update_and_leaves_nothing_running(
 
 
 def test_parts_done_for_their_kernels_change_no_later_update() -> None:
-    plain, rehearsed = Setup(small_config()), Setup(small_config())
-    for setup in (plain, rehearsed):
+    plain, compiled = Setup(small_config()), Setup(small_config())
+    for setup in (plain, compiled):
         setup.iterate(1)
-        for part in setup.learner.parts() if setup is rehearsed else ():
+        for part in setup.learner.parts() if setup is compiled else ():
             part()
         setup.iterate(1)
-    assert torch.equal(weights(rehearsed.policy), weights(plain.policy))
-    assert torch.equal(weights(rehearsed.learner.critic), weights(plain.learner.critic))
-    for one, other in zip(rehearsed.learner.networks, plain.learner.networks, strict=True):
+    assert torch.equal(weights(compiled.policy), weights(plain.policy))
+    assert torch.equal(weights(compiled.learner.critic), weights(plain.learner.critic))
+    for one, other in zip(compiled.learner.networks, plain.learner.networks, strict=True):
         assert torch.equal(weights(one), weights(other))
 
 

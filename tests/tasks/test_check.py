@@ -112,8 +112,8 @@ def test_a_reset_is_at_its_start_whatever_noise_is_added(monkeypatch: pytest.Mon
     rehearsal.masked_reset(env)
     begin = env._begin
 
-    def elsewhere(mask: torch.Tensor, start: Any) -> None:
-        begin(mask, start)
+    def elsewhere(mask: torch.Tensor, start: Any, *seen: torch.Tensor) -> None:
+        begin(mask, start, *seen)
         env.buffers.critic_observation[mask, :1] += 1
 
     monkeypatch.setattr(env, "_begin", elsewhere)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 
-def rehearse(works: Sequence[Callable[[], object]], device: torch.device) -> None:
+def compile_ahead(works: Sequence[Callable[[], object]], device: torch.device) -> None:
     """Does each of `works` once, in a thread and a stream of its own; on a CPU, where nothing is compiled, none.
 
     What they compute is for nothing: they must change nothing that lasts and nothing that another one reads.
@@ -22,6 +22,6 @@ def rehearse(works: Sequence[Callable[[], object]], device: torch.device) -> Non
             work()
             torch.cuda.current_stream().synchronize()
 
-    with ThreadPoolExecutor(len(works), "rehearsal") as pool:
-        for rehearsed in [pool.submit(alone, work) for work in works]:
-            rehearsed.result()
+    with ThreadPoolExecutor(len(works), "compile") as pool:
+        for done in [pool.submit(alone, work) for work in works]:
+            done.result()

@@ -7,12 +7,12 @@ import threading
 import pytest
 import torch
 
-from gorl_robotics.rehearsal import rehearse
+from gorl_robotics.compilation import compile_ahead
 
 
-def test_a_cpu_has_nothing_to_rehearse() -> None:
+def test_a_cpu_has_nothing_to_compile() -> None:
     done: list[int] = []
-    rehearse([lambda: done.append(1)], torch.device("cpu"))
+    compile_ahead([lambda: done.append(1)], torch.device("cpu"))
     assert not done
 
 
@@ -24,7 +24,7 @@ def test_works_are_done_beside_each_other_and_a_failure_is_raised() -> None:
         met.wait()  # passes only if all three are being done at once
         streams.add(torch.cuda.current_stream().cuda_stream)
 
-    rehearse([meet] * 3, device)
+    compile_ahead([meet] * 3, device)
     assert len(streams) == 3
     with pytest.raises(ZeroDivisionError):
-        rehearse([lambda: None, lambda: 1 / 0], device)
+        compile_ahead([lambda: None, lambda: 1 / 0], device)
