@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from gorl_robotics import distributed
 from gorl_robotics.display import Display
 from gorl_robotics.environment import Environment
+from gorl_robotics.errors import InputError
 from gorl_robotics.evaluation import Evaluation
 from gorl_robotics.later import Later
 from gorl_robotics.metrics import MetricsLog
@@ -120,6 +122,7 @@ class Progress:
             self._faulty = True  # once is enough: it may come with every iteration
             self._display.note(f"{fault}; training goes on")
         row = dict(zip(names, values.now().tolist(), strict=True))
+        _check_losses(row, counts["steps"])
         if not distributed.is_main():
             return
         speed, self._reported_at = samples / (values.arrived - self._reported_at), values.arrived
@@ -167,6 +170,16 @@ class Progress:
     def _elapsed(self, at: float) -> float:
         """Seconds of training until `at`, those before an interruption included."""
         return self._before + at - self._since
+
+
+def _check_losses(row: Mapping[str, float], steps: int) -> None:
+    """Raises InputError where a loss is no finite number: the weights are none either, and all else is for nothing."""
+    for name in ("loss/value", "loss/policy"):  # the policy learns from what the critic says
+        if not math.isfinite(row[name]):
+            raise InputError(
+                f"learning has broken down: {name} is {row[name]} after {steps:,} steps; lower ppo.learning_rate "
+                f"(now {row['policy/learning_rate']:.1g}) or ppo.clip. The last checkpoint is from before"
+            )
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ from fake_environment import FakeEnvironment, small_config
 from rich.console import Console
 
 from gorl_robotics.display import Display
+from gorl_robotics.errors import InputError
 from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress
@@ -101,3 +102,15 @@ def test_a_fault_is_raised_by_the_next_report_or_the_flush(tmp_path: Path, monke
     with pytest.raises(ArithmeticError, match="1"):
         run.iterate()
     assert run.rows() == []
+
+
+@pytest.mark.parametrize("broken", ["policy", "critic"])
+def test_weights_that_are_no_numbers_end_the_run_before_anything_is_saved(tmp_path: Path, broken: str) -> None:
+    run = Run(tmp_path)
+    run.iterate()
+    network = run.learner.critic if broken == "critic" else run.learner.policy.trained
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    run.iterate()
+    with pytest.raises(InputError, match=r"loss/\w+ is nan after 96 steps; lower ppo.learning_rate"):
+        run.progress.flush()  # which comes before a checkpoint
