@@ -25,11 +25,11 @@ class Dppo(Policy):
     """A chain from noise to the pre-tanh action, x ← x - v/steps + σ·noise."""
 
     name = "dppo"
-    defaults: ClassVar[Mapping[str, Any]] = {  # as published: a fixed rate, gradients not clipped
+    # The rate is fixed, as published. Gradients are clipped, which they are not there, as with FPO.
+    defaults: ClassVar[Mapping[str, Any]] = {
         "ppo.learning_rate": 3e-4,
         "ppo.target_kl": math.inf,
         "ppo.clip": 0.2,
-        "ppo.max_grad_norm": math.inf,
     }
     std: Tensor
     times: Tensor

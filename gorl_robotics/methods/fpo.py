@@ -28,11 +28,11 @@ class Fpo(Policy):
     """A flow from noise to the pre-tanh action, trained by its own flow-matching losses."""
 
     name = "fpo"
-    defaults: ClassVar[Mapping[str, Any]] = {  # as published: a fixed rate, gradients not clipped
+    # The rate is fixed, as published. Gradients are clipped, which they are not there: without it the policy collapses.
+    defaults: ClassVar[Mapping[str, Any]] = {
         "ppo.learning_rate": 3e-4,
         "ppo.target_kl": math.inf,
         "ppo.clip": 0.05,
-        "ppo.max_grad_norm": math.inf,
     }
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], steps: int, pairs: int) -> None:
