@@ -30,34 +30,23 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
 
 def fits_kernel(network: nn.Sequential) -> bool:
     """Whether `mlp_kernel` takes an `mlp`: float32 on a CUDA device, two hidden layers or more, all of one width."""
-    *hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
-    if len(hidden) < 2:
-        return False
-    first = hidden[0]
-    return (
-        first.weight.is_cuda
-        and first.weight.dtype == torch.float32
-        and first.in_features <= 128
-        and last.out_features <= 64
-        and len({layer.out_features for layer in hidden}) == 1
-        and first.out_features in (16, 32, 64, 128)
-    )
+    width, outputs = _fused_sizes(network)
+    return width in (16, 32, 64, 128) and outputs <= 64
 
 
 def fits_critic_kernel(critic: nn.Sequential) -> bool:
     """Whether `critic_kernel` takes an `mlp`: float32 on CUDA, two hidden layers or more of one width, one output."""
-    *hidden, last = (layer for layer in critic if isinstance(layer, nn.Linear))
-    if len(hidden) < 2:
-        return False
-    first = hidden[0]
-    return (
-        first.weight.is_cuda
-        and first.weight.dtype == torch.float32
-        and first.in_features <= 128
-        and last.out_features == 1
-        and len({layer.out_features for layer in hidden}) == 1
-        and first.out_features <= 256
-    )
+    width, outputs = _fused_sizes(critic)
+    return 0 < width <= 256 and outputs == 1
+
+
+def _fused_sizes(network: nn.Sequential) -> tuple[int, int]:
+    """Width of the hidden layers and number of outputs; a width of 0 where no fused kernel takes the network."""
+    *hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
+    widths = {layer.out_features for layer in hidden}
+    first, weight = (hidden or [last])[0], last.weight
+    fits = weight.is_cuda and weight.dtype == torch.float32 and len(hidden) > 1 and len(widths) == 1
+    return (first.out_features if fits and first.in_features <= 128 else 0), last.out_features
 
 
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
