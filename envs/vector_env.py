@@ -258,9 +258,9 @@ class VectorEnv:
     def _next_rows(self, done: Tensor) -> Tensor | slice:
         """The supply's rows for the worlds in `done` (W,), each the next unused one; around again if it runs out.
 
-        Where the supply has a row for each world and is drawn anew before each rollout, world i takes row i.
+        Where the supply is drawn anew before each rollout, and so has a row for each world, world i takes row i.
         """
-        if self.starts.size == self.num_worlds:
+        if not self.task.settle_steps:
             return slice(None)
         order = done.cumsum(0)
         rows = (self._cursor + order - 1) % self.starts.size  # those of other worlds are not used

@@ -135,11 +135,12 @@ def test_each_world_takes_its_own_row_of_a_supply_that_is_drawn_anew_for_each_ro
     assert not set(supplies[0].tolist()) & set(supplies[1].tolist())
 
 
-def test_settled_starts_are_handed_out_once_each_before_any_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs.vector_env, "SETTLED_STARTS", 10)
+@pytest.mark.parametrize("size", [10, 4])  # more than there are worlds, or as many
+def test_settled_starts_are_handed_out_once_each_before_any_again(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(envs.vector_env, "SETTLED_STARTS", size)
     env = VectorEnv(Falling(), 4)
-    supply = env.starts.rows(torch.arange(10)).qpos[:, 0].tolist()
-    assert len(set(supply)) == 10
+    supply = env.starts.rows(torch.arange(size)).qpos[:, 0].tolist()
+    assert len(set(supply)) == size
     handed = env.sim.qpos[:, 0].tolist()
     for ending in ([2, 3], [0], [1, 2, 3], [0, 2]):
         env.refresh_starts()  # draws none: settling is dear
@@ -148,7 +149,7 @@ def test_settled_starts_are_handed_out_once_each_before_any_again(monkeypatch: p
         step = env.step(torch.zeros(4, env.action_size))
         assert step.truncated.nonzero().flatten().tolist() == ending
         handed += env.sim.qpos[step.truncated, 0].tolist()
-    assert handed == [*supply, *supply[:2]]
+    assert handed == [supply[k % size] for k in range(12)]
 
 
 def test_random_phases_cover_the_episode_and_first_partial_episodes_count_in_no_statistics() -> None:
