@@ -31,8 +31,7 @@ class Beside:
     def __init__(self, device: torch.device, threads: int) -> None:
         cuda = device.type == "cuda"
         cores = min(distributed.threads(threads) or 2, len(os.sched_getaffinity(0)))
-        # Collectives of captured graphs must not run at once, see `distributed`: several processes take turns.
-        self._stream = torch.cuda.Stream(device) if cuda and distributed.size() == 1 else None
+        self._stream = torch.cuda.Stream(device) if cuda else None
         self._thread = _thread() if not cuda and cores > 1 else None
 
     def __call__(self, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
@@ -40,6 +39,8 @@ class Beside:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
             result = first()
+            if distributed.size() > 1:  # collectives of both must not run at once, see `distributed`
+                self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 return result, second()
         if self._thread is None:

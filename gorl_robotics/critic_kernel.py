@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from gorl_robotics import distributed
 from gorl_robotics.critic_blocks import activate, half_of, head_backward, leave, product, split, weight_gradient
 from gorl_robotics.mlp_blocks import precision, tile
 
@@ -158,11 +156,6 @@ def _weights(  # type: ignore[no-untyped-def]
             weight_gradient(
                 deltas, features, result, start, chunks, out, axis, stride, inputs, width, side, first, chunk, exact
             )
-
-
-def programs(device: torch.device) -> int:
-    """How many a minibatch may take: where several processes learn, nothing goes on beside it (see `Beside`)."""
-    return BESIDE if distributed.size() == 1 else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def gradients(

@@ -17,7 +17,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -104,18 +104,19 @@ def average(*tensors: Tensor) -> None:
     """Replaces tensors of one dtype by their means over all processes, in one collective; may be captured."""
     if size() == 1:
         return
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    pieces = _pieces([tensor.detach() for tensor in tensors])
+    flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     with _collective(flat.device):
         dist.all_reduce(flat)
     flat /= size()
-    means = flat.split([tensor.numel() for tensor in tensors])
-    for tensor, mean in zip(tensors, means, strict=True):
-        tensor.detach().copy_(mean.view_as(tensor))
+    if len(pieces) > 1:
+        for piece, mean in zip(pieces, flat.split([len(piece) for piece in pieces]), strict=True):
+            piece.copy_(mean)
 
 
-def average_gradients(network: nn.Module) -> None:
-    """Averages the gradients of a network's parameters over all processes."""
-    average(*(parameter.grad for parameter in network.parameters() if parameter.grad is not None))
+def average_gradients(network: nn.Module, *others: Tensor) -> None:
+    """Averages the gradients of a network's parameters, and other tensors with them, over all processes."""
+    average(*(parameter.grad for parameter in network.parameters() if parameter.grad is not None), *others)
 
 
 def gather(tensor: Tensor) -> Tensor:
@@ -217,6 +218,26 @@ def _on_host(number: int, operation: Any) -> Tensor:
     with _collective(box.device):
         dist.all_reduce(box, op=operation)
     return box
+
+
+def _pieces(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors as (n,) each, those that follow one another in memory as one: fused kernels leave gradients so.
+
+    In an order that is the same on every process, unlike that of addresses.
+    """
+    buffers = list(dict.fromkeys(_buffer(tensor) for tensor in tensors))
+    pieces: list[Tensor] = []
+    for tensor in sorted(tensors, key=lambda tensor: (buffers.index(_buffer(tensor)), tensor.storage_offset())):
+        flat, last = tensor.view(-1), pieces[-1] if pieces else tensor.new_empty(0)
+        if _buffer(flat) == _buffer(last) and flat.storage_offset() == last.storage_offset() + len(last):
+            pieces[-1] = last.as_strided((len(last) + len(flat),), (1,))
+        else:
+            pieces.append(flat)
+    return pieces
+
+
+def _buffer(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @contextmanager

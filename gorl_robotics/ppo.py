@@ -84,9 +84,7 @@ def value_gradients(critic: nn.Sequential, observation: Tensor, target: Tensor, 
     if fits_critic_kernel(critic):
         from gorl_robotics import critic_kernel
 
-        gradients, loss = critic_kernel.gradients(
-            critic, observation, target, rows, critic_kernel.programs(rows.device)
-        )
+        gradients, loss = critic_kernel.gradients(critic, observation, target, rows, critic_kernel.BESIDE)
         for parameter, gradient in zip(critic.parameters(), gradients, strict=True):
             parameter.grad = gradient
         return loss
@@ -155,7 +153,7 @@ class Learner:
         return rate
 
     def update(self, rollout: Rollout) -> None:
-        """One PPO update from a rollout; the statistics of observations are taken in afterwards.
+        """One PPO update from a rollout, with statistics of observations that do not know it yet.
 
         Policy and critic share nothing. On a GPU the critic is not waited for: it learns while the next rollout is
         collected, which needs the policy alone.
@@ -170,9 +168,9 @@ class Learner:
         self._critic_turn.zero_()
         if self.novelty is not None:
             self.novelty.draw()
-        self._beside(lambda: self._each_minibatch(self._policy_minibatch), self._improve_values)
         self.policy.normaliser.update(rollout.observation)
         self.critic_normaliser.update(rollout.critic_observation)
+        self._beside(lambda: self._each_minibatch(self._policy_minibatch), self._improve_values)
 
     def parts(self) -> list[Callable[[], object]]:
         """The parts of an update that change nothing but gradients, whatever is in its buffers; for `compile_ahead`."""
@@ -192,12 +190,16 @@ class Learner:
         self._beside.join()
         return self._means()
 
-    def metrics_later(self, others: Tensor) -> Later:
-        """The values of `others` (n,) and then `metrics`, without making any work wait for the critic."""
+    def metrics_later(self, others: Callable[..., Tensor], *given: Tensor) -> Later:
+        """The values of `others(*given)`, (n,), and then `metrics`, without making any work wait for the critic.
+
+        What is `given` must be nobody else's: `others`, which may take means over all processes, comes to it later.
+        """
         with self._beside.behind():
-            if others.is_cuda:
-                others.record_stream(torch.cuda.current_stream())  # its memory is in use until then
-            return Later(torch.cat([others, self._means()]))
+            for tensor in given:
+                if tensor.is_cuda:
+                    tensor.record_stream(torch.cuda.current_stream())  # its memory is in use until then
+            return Later(torch.cat([others(*given), self._means()]))
 
     def restart_policy(self, regularisation: float) -> None:
         """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept."""
@@ -289,26 +291,24 @@ class Learner:
     def _improve_policy(self) -> None:
         rows = self._order.index_select(0, self._policy_turn).squeeze(0)
         terms = self.policy.gradients(self._buffers(), rows, self.config, self.regularisation)
+        distributed.average_gradients(self.policy.trained, *(term for term in terms if term is not None))
         self._descend(self.policy.trained, self.policy_optimizer)
-        means = torch.stack([term for term in terms if term is not None])
-        distributed.average(means)
-        terms = PolicyLoss(*means.unbind())
         self._adapt_rate(terms.kl)
         if terms.std is not None:
             self._adapt_entropy(terms.std)
-        self._policy_sums.add_(means)
+        self._policy_sums.add_(torch.stack([term for term in terms if term is not None]))
         self._policy_turn.add_(1)
 
     def _improve_critic(self) -> None:
         rows = self._order.index_select(0, self._critic_turn).squeeze(0)
         value_loss = value_gradients(self.critic, self._critic_observation, self._target, rows)
+        distributed.average_gradients(self.critic)
         self._descend(self.critic, self.critic_optimizer)
         self._value_sum.add_(value_loss)
         self._critic_turn.add_(1)
 
     def _descend(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """A step along the gradients that were left with the network's parameters."""
-        distributed.average_gradients(network)
         clip_gradients(network, self.config.max_grad_norm)
         optimizer.step()
 

@@ -93,12 +93,10 @@ class Progress:
             learner: which has learnt from it.
             samples: environment steps of the iteration, of all processes.
         """
-        env, reward = collector.env, collector.rollout.reward.mean()
-        returns = distributed.gather(env.last_return)[:, env.num_envs :].flatten()
-        distributed.average(reward)
-        numbers = torch.stack([returns.nanmean(), returns.nanquantile(0.1), reward, learner.policy_rate])
-        counts = self._counts()
-        faults, values = Later(env.faults()), learner.metrics_later(numbers)
+        env, counts = collector.env, self._counts()
+        returns, reward = env.last_return[env.num_envs :].clone(), collector.rollout.reward.mean()
+        faults = Later(env.faults())
+        values = learner.metrics_later(_summary, returns, reward, learner.policy_rate.clone())
         names = (*_REPORTED, *learner.metric_names)
         before, self._pending = self._pending, lambda: self._tell(env, faults, values, names, counts, samples)
         before()
@@ -170,6 +168,13 @@ class Progress:
     def _elapsed(self, at: float) -> float:
         """Seconds of training until `at`, those before an interruption included."""
         return self._before + at - self._since
+
+
+def _summary(returns: Tensor, reward: Tensor, rate: Tensor) -> Tensor:
+    """Values of `_REPORTED`, from each process's monitors' last returns (m,), its mean reward and the policy's rate."""
+    returns = distributed.gather(returns).flatten()
+    distributed.average(reward)
+    return torch.stack([returns.nanmean(), returns.nanquantile(0.1), reward, rate])
 
 
 def _check_losses(row: Mapping[str, float], steps: int) -> None:

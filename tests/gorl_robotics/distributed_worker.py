@@ -147,6 +147,14 @@ def merged(device: torch.device) -> dict[str, Tensor]:
     return dict(normaliser.state_dict())
 
 
+def averaged(rank: int) -> list[Tensor]:
+    """Means of parts of two buffers, in no order, of a tensor of its own, and of one that only follows in memory."""
+    one, other = (torch.arange(6.0) + 10 * k + rank for k in (1, 2))
+    given = [one[3:].view(3, 1), other[:2], one[:3], torch.tensor(float(rank)), other[3:5]]
+    distributed.average(*given)
+    return [*given, other[2:3], other[5:]]
+
+
 def agreed() -> dict[str, Any]:
     rank = distributed.rank()
     return {
@@ -154,6 +162,7 @@ def agreed() -> dict[str, Any]:
         "total": distributed.total(rank + 5),
         "from_main": distributed.from_main(lambda: f"of {rank}"),
         "states": distributed.gather_states({"rank": rank, "tensor": torch.arange(rank + 1)}),
+        "averaged": averaged(rank),
         "gathered": distributed.gather(torch.tensor([rank, 10 + rank])),
         "seed": distributed.own_seed(3),
         "threads": [distributed.threads(0), distributed.threads(7)],

@@ -158,6 +158,15 @@ def test_processes_agree_on_what_all_must_know(found: Found) -> None:
     assert other["states"] == []
 
 
+def test_means_reach_every_part_of_a_buffer_and_nothing_beside_it(found: Found) -> None:
+    """A buffer's parts are reduced together where they follow one another, in whatever order they are named."""
+    for rank, process in enumerate(found):
+        *means, between, after = process["agreed"]["averaged"]
+        expected = [[[13.5], [14.5], [15.5]], [20.5, 21.5], [10.5, 11.5, 12.5], 0.5, [23.5, 24.5]]
+        assert [mean.tolist() for mean in means] == expected
+        assert [between.item(), after.item()] == [22 + rank, 25 + rank]
+
+
 def test_seeds_differ_in_the_bits_that_torch_uses(found: Found) -> None:
     """Its CPU generator takes the lower 32 bits; seed 4 must not be another process of a run with seed 3."""
     one, other = (process["agreed"]["seed"] for process in found)
