@@ -114,12 +114,13 @@ def learnt(device: torch.device) -> dict[str, Any]:
     with mock.patch.object(torch, "randperm", shuffles(rank)):
         for rollout in rollouts:
             setup.learner.update(half(rollout, rank, device))
+    metrics = setup.learner.metrics()  # waits for the critic, which may be learning still
     found = {
         "policy": weights(setup.policy.latent),
         "critic": weights(setup.learner.critic),
         "novelty": weights(setup.learner.networks[1]),
         "rate": setup.learner.policy_rate.clone(),
-        "metrics": setup.learner.metrics(),
+        "metrics": metrics,
         "normaliser": dict(setup.policy.normaliser.state_dict()),
     }
     torch.manual_seed(rank)
