@@ -21,7 +21,7 @@ class Networks:
     """Sizes of the networks."""
 
     policy: list[int] = setting([64, 64, 64], "hidden layers of the network that PPO trains to act")
-    critic: list[int] = setting([128, 128, 128], "hidden layers of the critic")
+    critic: list[int] = setting([256, 256, 256], "hidden layers of the critic")
     decoder: list[int] = setting([64, 64, 64, 64], "hidden layers of the decoder; gorl_* only")
     flow_steps: int = setting(10, "steps from latent or noise to action; not gaussian", low=1)
     tf32: bool = setting(False, "on a GPU multiply matrices in TF32: faster, and less exact")
@@ -145,6 +145,7 @@ CPU_DEFAULTS: dict[str, Any] = {
     "monitors": 16,
     "total_steps": 1_500_000,
     "evaluation_worlds": 64,
+    "networks.critic": [128, 128, 128],
     "ppo.minibatches": 8,
     "stages.fractions": [0.4, 0.2, 0.4],
     "refit.samples": 250_000,
