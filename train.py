@@ -117,6 +117,10 @@ class Trainer:
             recorder.add(progress.steps)
             self.learner.update(rollout)
             progress.report(self.collector, self.learner, samples)
+            if self._evaluation_due(samples, stage_end):
+                progress.flush()
+                self.evaluate(f"stage {progress.stage + 1} goes on")
+                progress.begin()
             # Asked of all here, where a process that has ended is noticed before any waits for it on a GPU.
             if distributed.any_process(self.checkpointer.due()):
                 progress.flush()
@@ -146,6 +150,11 @@ class Trainer:
             self.display.doing("evaluating")
             result = self.evaluator.beside(then)
             self.progress.report_evaluation(when, result, self.watched.initial_states())
+
+    def _evaluation_due(self, samples: int, stage_end: int) -> bool:
+        """Whether the last iteration passed a multiple of `evaluation_steps`; at a stage's end there is one anyway."""
+        steps, interval = self.progress.steps, self.config.evaluation_steps
+        return interval > 0 and steps % interval < samples and steps + samples <= stage_end
 
     def _ask_to_stop(self) -> None:
         self._asked_to_stop = True

@@ -25,6 +25,7 @@ from gorl_robotics.errors import InputError
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 DEFAULT_METHOD = "gorl_flow"
+EVALUATION_STEPS = 10_000_000
 FAILED = ".failed.json"
 
 
@@ -60,8 +61,13 @@ class Cell:
 
     @property
     def arguments(self) -> list[str]:
-        """Of train.py, to begin the run."""
-        first: dict[str, Any] = {"task": self.task, "seed": self.seed, "total_steps": self.steps}
+        """Of train.py, to begin the run; frozen evaluations every so many steps come with the protocol."""
+        first: dict[str, Any] = {
+            "task": self.task,
+            "seed": self.seed,
+            "total_steps": self.steps,
+            "evaluation_steps": EVALUATION_STEPS,
+        }
         if self.method != DEFAULT_METHOD:
             first["method"] = self.method
         return as_arguments({**first, **self.settings})

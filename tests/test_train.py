@@ -148,6 +148,22 @@ def test_the_same_seed_gives_the_same_curve_without_storage(complete: tuple[Ende
     assert_same(folder, complete[1])
 
 
+def test_evaluations_within_stages_change_nothing_else(complete: tuple[Ended, Path], tmp_path: Path) -> None:
+    """Where a multiple of so many steps is passed, once each, even if the run is stopped right there."""
+    with signalled(5, signal.SIGTERM):
+        ended = here(settings(evaluation_steps=SAMPLES * 9 // 2), tmp_path)
+    assert ended.code == 0, ended.err
+    folder = only_run(tmp_path)
+    assert here([f"resume={folder}"], tmp_path).code == 0
+    within = (5, 14, 18)  # 9 and 22.5 iterations are where a stage ends
+    assert [int(row["iteration"]) for row in evaluations(folder)] == sorted((0, *STAGE_ENDS, *within))
+    kept = [
+        row for row in curve(folder) if not (row["evaluation/deterministic_mean"] and int(row["iteration"]) in within)
+    ]
+    assert kept == curve(complete[1])
+    assert same_policy(folder, complete[1])
+
+
 # How a run goes on
 
 

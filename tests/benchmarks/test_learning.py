@@ -116,7 +116,7 @@ def test_a_finished_cell_is_skipped_and_an_interrupted_one_goes_on(tmp_path: Pat
     result = json.loads((tmp_path / "out/HopperStand-gorl_flow-105-s1.json").read_text())
     assert result["cell"] == {"task": "HopperStand", "method": "gorl_flow", "seed": 1, "steps": 105, "settings": {}}
     assert (result["commit"], result["dirty"]) == ("abc", True)
-    assert result["command"] == "python train.py task=HopperStand seed=1 total_steps=105"
+    assert result["command"] == "python train.py task=HopperStand seed=1 total_steps=105 evaluation_steps=10000000"
     assert {"torch", "mujoco", "python"} <= result["versions"].keys()
     assert "seed 2: FAILED: train.py was ended by SIGKILL" in out
     assert "/somewhere" not in json.dumps(result)
@@ -285,7 +285,7 @@ def test_a_real_run_is_collected_as_its_metrics_say(tmp_path: Path, monkeypatch:
 def test_the_arguments_of_a_cell_are_settings_of_train() -> None:
     given = checked(["networks.policy=[8, 8]", "storage.enabled=false", "num_envs=4e3"], learning.OWN)
     cell = Cell("HopperStand", "gorl_flow", 7, 10**8, given)
-    wanted = {"networks.policy": [8, 8], "storage.enabled": False, "num_envs": 4000}
+    wanted = {"networks.policy": [8, 8], "storage.enabled": False, "num_envs": 4000, "evaluation_steps": 10**7}
     assert parse_arguments(cell.arguments) == {"task": "HopperStand", "seed": 7, "total_steps": 10**8, **wanted}
     assert cell.name.startswith("HopperStand-gorl_flow-100M-")
 
