@@ -142,9 +142,8 @@ class VectorEnv:
 
     def apply(self, action: Tensor) -> None:
         """Writes the controls for actions (W, nu) in [-1, 1], which are clipped to it."""
-        self._action.copy_(action.clamp(-1.0, 1.0))
-        torch.mul(self._scale, self._action, out=self.sim.ctrl)
-        self.sim.ctrl.add_(self._offset)
+        torch.clamp(action.to(self._action.dtype), -1.0, 1.0, out=self._action)
+        torch.addcmul(self._offset, self._scale, self._action.to(self.sim.dtype), out=self.sim.ctrl)
 
     def physics(self) -> None:
         """Advances the simulation by one control step."""
@@ -159,8 +158,12 @@ class VectorEnv:
         over = self.episodes.advance()
 
         action = self._action.to(sim.dtype)
-        step.reward.copy_(task.reward(sim, self.state, action)).masked_fill_(lost, 0.0)
-        torch.logical_or(task.terminated(sim, self.state), lost, out=step.terminated)
+        reward = task.reward(sim, self.state, action).to(step.reward.dtype)
+        torch.where(lost, self._nothing, reward, out=step.reward)
+        if self._may_terminate:
+            torch.logical_or(task.terminated(sim, self.state), lost, out=step.terminated)
+        else:
+            step.terminated.copy_(lost)
         step.truncated.copy_(over)
         if self.practice.rate:
             learners = slice(self.num_envs)
@@ -239,6 +242,8 @@ class VectorEnv:
             for name, (shape, dtype) in self.layout.state.items()
         }
         self._action = torch.zeros(worlds, self.action_size, device=device)
+        self._nothing = torch.zeros((), device=device)
+        self._may_terminate = type(self.task).terminated is not Task.terminated
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
         self.health = Health(self.task, worlds, (self.sim, self.starts.simulation))
         low, high = action_range(self.model)

@@ -35,7 +35,7 @@ def tolerance(
         shape: how it falls off: gaussian, linear, quadratic or long_tail.
         value_at_margin: in (0, 1), or [0, 1) for linear and quadratic.
     """
-    inside = (x >= lower) & (x <= upper)
+    inside = x.clamp(lower, upper) == x  # a kernel less than two comparisons; NaN is not inside
     if margin == 0.0:
         return inside.to(x.dtype)
     distance = torch.maximum(lower - x, x - upper) / margin
