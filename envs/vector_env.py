@@ -158,12 +158,8 @@ class VectorEnv:
         over = self.episodes.advance()
 
         action = self._action.to(sim.dtype)
-        reward = task.reward(sim, self.state, action).to(step.reward.dtype)
-        torch.where(lost, self._nothing, reward, out=step.reward)
-        if self._may_terminate:
-            torch.logical_or(task.terminated(sim, self.state), lost, out=step.terminated)
-        else:
-            step.terminated.copy_(lost)
+        step.reward.copy_(task.reward(sim, self.state, action)).masked_fill_(lost, 0.0)
+        torch.logical_or(task.terminated(sim, self.state), lost, out=step.terminated)
         step.truncated.copy_(over)
         if self.practice.rate:
             learners = slice(self.num_envs)
@@ -242,8 +238,6 @@ class VectorEnv:
             for name, (shape, dtype) in self.layout.state.items()
         }
         self._action = torch.zeros(worlds, self.action_size, device=device)
-        self._nothing = torch.zeros((), device=device)
-        self._may_terminate = type(self.task).terminated is not Task.terminated
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
         self.health = Health(self.task, worlds, (self.sim, self.starts.simulation))
         low, high = action_range(self.model)

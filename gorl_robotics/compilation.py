@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,8 @@ def compile_ahead(works: Sequence[Callable[[], object]], device: torch.device) -
             work()
             torch.cuda.current_stream().synchronize()
 
-    with ThreadPoolExecutor(len(works), "compile") as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(len(works), "compile") as pool:
+        # Their gradients are for nothing, in streams that are waited for below.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         for done in [pool.submit(alone, work) for work in works]:
             done.result()

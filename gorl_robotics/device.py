@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 
 from gorl_robotics import distributed
@@ -56,8 +54,6 @@ def prepare_device(device: torch.device, tf32: bool = False) -> torch.device:
         torch.cuda.set_device(device)
         # Before the learner's other streams: what the next rollout needs goes first.
         torch.cuda.set_stream(torch.cuda.Stream(priority=-1))
-        # Kernels are compiled ahead in streams of their own, whose work is over when anything else begins.
-        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         return device
     # The networks are small: a second thread gains little, and where cores are shared the threads spend their time
     # waiting for one another. The cores are the physics' to use.
