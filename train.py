@@ -7,6 +7,7 @@ Read from `Trainer.train` on: it is the algorithm. `python train.py --help` list
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +18,12 @@ import torch
 from rich.console import Console
 
 import tasks
+from envs.dry_run import dry_run
 from envs.user_code import blaming
 from envs.vector_env import VectorEnv
 from gorl_robotics import distributed, methods, run_folder
 from gorl_robotics.checkpointer import Checkpointer
-from gorl_robotics.compilation import compile_ahead
+from gorl_robotics.compilation import compiling
 from gorl_robotics.config import CPU_DEFAULTS, Config, check_budget, help_text, parse_arguments, resolve
 from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.display import Display
@@ -55,21 +57,23 @@ class Trainer:
         seed, threads = distributed.own_seed(config.seed), distributed.threads(config.threads)
         self.generator = torch.Generator(device).manual_seed(seed)
         task = tasks.make(config.task)
-        self.env = VectorEnv(
-            task,
-            config.num_envs,
-            device=device,
-            seed=seed,
-            monitors=config.monitors,
-            practice=config.practice,
-            threads=threads,
-        )
-        self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads, noise=False)
-        self.policy = methods.make(config, self.env.observation_size, self.env.action_size).to(device)
-        steps = config.ppo.rollout_steps
+        model, steps = task.compile(), config.ppo.rollout_steps
+        layout = dry_run(task, model)
+        self.policy = methods.make(config, layout.observation_size, model.nu).to(device)
         self.learner = Learner(
-            self.policy, self.env.critic_observation_size, config, config.num_envs * steps, device, self.generator
+            self.policy, layout.critic_observation_size, config, config.num_envs * steps, device, self.generator
         )
+        with compiling(self.learner.parts(), device):
+            self.env = VectorEnv(
+                task,
+                config.num_envs,
+                device=device,
+                seed=seed,
+                monitors=config.monitors,
+                practice=config.practice,
+                threads=threads,
+            )
+            self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads, noise=False)
         self.collector = Collector(self.env, self.policy, steps, self.generator)
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
@@ -87,8 +91,6 @@ class Trainer:
         progress, fractions = self.progress, self.config.stages.fractions
         ends = [int(self.config.total_steps * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
         with on_stop(self._ask_to_stop):
-            if progress.evaluation is None:
-                self.evaluate("untrained", partial(compile_ahead, self.learner.parts(), self.env.device))
             while progress.stage < len(ends):
                 recorder = self.recordings.begin(progress.stage, ends[progress.stage])
                 if not self.learn(ends[progress.stage], recorder):
@@ -163,6 +165,7 @@ class Trainer:
 
 def main() -> None:
     """The command line."""
+    gc.freeze()  # what has been imported stays: no collection before a capture need look through it
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(help_text({"cpu": CPU_DEFAULTS, **methods.layers()}))

@@ -41,26 +41,24 @@ def start(settings: Sequence[str], cold: bool, program: Path = TRAIN) -> dict[st
             command = [sys.executable, str(program), *settings, f"runs={folder / 'runs'}"]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             try:
-                rows = _first_rows(process, folder, began)
+                row = _first_row(process, folder, began)
                 seconds = time.monotonic() - began
             finally:
                 process.kill()
                 process.wait()
-    evaluated, iterated = (float(row["time/elapsed"]) for row in rows)
-    # The first row is the evaluation of the untrained policy; the clock in it begins when all is built.
-    first = seconds - (iterated - evaluated)
-    return {"seconds": first, "untrained_evaluation": evaluated, "first_iteration": iterated - evaluated}
+    iteration = float(row["time/elapsed"])  # on a clock that begins when all is built
+    return {"seconds": seconds - iteration, "first_iteration": iteration}
 
 
-def _first_rows(process: subprocess.Popen[bytes], folder: Path, began: float) -> list[dict[str, str]]:
-    """The metrics of the evaluation before training and of the first iteration, as soon as they are written."""
+def _first_row(process: subprocess.Popen[bytes], folder: Path, began: float) -> dict[str, str]:
+    """The metrics of the first iteration, as soon as they are written."""
     while time.monotonic() - began < LIMIT:
         for path in folder.glob("runs/*/*/metrics.csv"):
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             iterations = [row for row in rows if row["time/steps_per_second"] and row["time/elapsed"]]
             if iterations:
-                return [rows[0], iterations[0]]
+                return iterations[0]
         if process.poll() is not None:
             raise InputError(last_line(folder / "log.txt") or f"train.py ended with code {process.returncode}")
         time.sleep(LOOK)

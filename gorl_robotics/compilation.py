@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
 
-def compile_ahead(works: Sequence[Callable[[], object]], device: torch.device) -> None:
-    """Does each of `works` once, in a thread and a stream of its own; on a CPU, where nothing is compiled, none.
+@contextmanager
+def compiling(works: Sequence[Callable[[], object]], device: torch.device) -> Iterator[None]:
+    """Does each of `works` once, in a thread and a stream of its own, beside what is done inside the context.
 
-    What they compute is for nothing: they must change nothing that lasts and nothing that another one reads.
+    What they compute is for nothing: they must change nothing that lasts and nothing that anyone else reads. On a CPU,
+    where nothing is compiled, none is done.
+
+    Raises:
+        Exception: what one of them raised, at the end of the context.
     """
     if device.type != "cuda":
+        yield
         return
     torch.cuda.synchronize(device)  # their streams wait for no other
 
@@ -26,5 +33,7 @@ def compile_ahead(works: Sequence[Callable[[], object]], device: torch.device) -
     with warnings.catch_warnings(), ThreadPoolExecutor(len(works), "compile") as pool:
         # Their gradients are for nothing, in streams that are waited for below.
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
-        for done in [pool.submit(alone, work) for work in works]:
+        begun = [pool.submit(alone, work) for work in works]
+        yield
+        for done in begun:
             done.result()

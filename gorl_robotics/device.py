@@ -48,14 +48,13 @@ def prepare_device(device: torch.device, tf32: bool = False) -> torch.device:
 
     With `tf32` networks multiply there with ten bits behind the point instead of 23.
     """
+    # The networks are small: a second thread gains little, and where cores are shared the threads spend their time
+    # waiting for one another. The cores are the physics' to use.
+    torch.set_num_threads(1)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
         # Before the learner's other streams: what the next rollout needs goes first.
         torch.cuda.set_stream(torch.cuda.Stream(priority=-1))
-        return device
-    # The networks are small: a second thread gains little, and where cores are shared the threads spend their time
-    # waiting for one another. The cores are the physics' to use.
-    torch.set_num_threads(1)
     return device

@@ -161,7 +161,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
 def export_checkpoint(run: Path) -> Path:
     """Exports a run folder's newest checkpoint, or the one that `run` names, into that run; returns the folder.
 
-    The initial states are those of the checkpoint's last evaluation.
+    The initial states are those of the checkpoint's last evaluation, and new ones where it is from before the first.
 
     Raises:
         InputError: there is no checkpoint, or it cannot be exported; see `export`.
@@ -170,6 +170,7 @@ def export_checkpoint(run: Path) -> Path:
     from envs.deployment import describe, model_files
     from envs.dry_run import dry_run
     from envs.task_module import TaskModule
+    from envs.vector_env import VectorEnv
 
     path = checkpoint.find(run)
     saved = checkpoint.load(path)
@@ -180,7 +181,10 @@ def export_checkpoint(run: Path) -> Path:
     policy = methods.make(settings, layout.observation_size, model.nu)
     policy.load_state_dict(saved["policy"])
     policy.generative = saved["generative"]
-    starts, returns = _evaluated(saved, len(settings.stages.fractions))
+    if saved["evaluation"] is None:
+        starts, returns = VectorEnv(task, 2 * settings.evaluation_worlds, noise=False).initial_states(), None
+    else:
+        starts, returns = _evaluated(saved, len(settings.stages.fractions))
     module = TaskModule(task, model, layout)
     folder = path.resolve().parent.parent / "export"
     export(

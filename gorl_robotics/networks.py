@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +64,6 @@ def clip_gradients(network: nn.Module, largest: float) -> None:
         clip(gradients, largest)
     else:
         nn.utils.clip_grad_norm_(network.parameters(), largest)
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Restores an optimiser's moments from its `state_dict`, saved on any device; its settings stay its own."""
-    # The saved groups would bring the flags of the saving device, and a rate on the CPU.
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
 class Normaliser(nn.Module):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from gorl_robotics import distributed
+from gorl_robotics.adam import Adam
 from gorl_robotics.graphs import captured
-from gorl_robotics.networks import fits_kernel, mlp, restore_optimizer
+from gorl_robotics.networks import fits_kernel, mlp
 
 _HIDDEN = 64
 _FEATURES = 16  # numbers to be guessed for an observation
@@ -51,9 +52,7 @@ class Novelty(nn.Module):
         rows = max(1, samples // (_SHARE * _MINIBATCHES))
         self._rows = torch.zeros(_MINIBATCHES, rows, dtype=torch.int64, device=device)
         self._turn = torch.zeros(1, dtype=torch.int64, device=device)
-        self.optimizer = torch.optim.Adam(
-            self.guess.parameters(), lr=_RATE, capturable=device.type == "cuda", fused=True
-        )
+        self.optimizer = Adam(self.guess.parameters(), _RATE)
         self._minibatch = captured(self._improve, device)
 
     @torch.no_grad()
@@ -93,11 +92,11 @@ class Novelty(nn.Module):
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restores what `saved` gave."""
         self.load_state_dict(saved["networks"])
-        restore_optimizer(self.optimizer, saved["optimizer"])
+        self.optimizer.load_state_dict(saved["optimizer"])
 
     def _improve(self) -> None:
         seen = self._seen[self._rows.index_select(0, self._turn).squeeze(0)]
-        self.optimizer.zero_grad(set_to_none=True)
+        self.guess.zero_grad(set_to_none=True)
         self._loss(seen, _output(self.target, seen)).backward()
         distributed.average_gradients(self.guess)
         self.optimizer.step()

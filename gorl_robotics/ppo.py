@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gorl_robotics import distributed
+from gorl_robotics.adam import Adam
 from gorl_robotics.advantages import advantages
 from gorl_robotics.beside import Beside
 from gorl_robotics.config import Config
@@ -20,7 +21,6 @@ from gorl_robotics.networks import (
     gaussian_entropy,
     gaussian_log_prob,
     mlp,
-    restore_optimizer,
 )
 from gorl_robotics.novelty import Novelty
 from gorl_robotics.policy import Policy, PolicyLoss
@@ -121,10 +121,8 @@ class Learner:
         self._generator = generator
         cuda = device.type == "cuda"
         rate = torch.tensor(config.ppo.learning_rate, device=device)
-        self.policy_optimizer = torch.optim.Adam(policy.trained.parameters(), lr=rate, capturable=cuda, fused=True)
-        self.critic_optimizer = torch.optim.Adam(
-            self.critic.parameters(), lr=config.ppo.learning_rate, capturable=cuda, fused=True
-        )
+        self.policy_optimizer = Adam(policy.trained.parameters(), rate)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.ppo.learning_rate)
         # Of so many joints nothing but ±1 would come if each had as wide a σ as four have.
         first = config.stages.first_regularisation * max(_FEW_ACTUATORS, policy.noise_size) / _FEW_ACTUATORS
         self.regularisation = torch.tensor([config.ppo.entropy, first], device=device)
@@ -148,9 +146,8 @@ class Learner:
     @property
     def policy_rate(self) -> Tensor:
         """The policy's present learning rate, a scalar tensor that is changed in place."""
-        rate = self.policy_optimizer.param_groups[0]["lr"]
-        assert isinstance(rate, Tensor)
-        return rate
+        assert isinstance(self.policy_optimizer.rate, Tensor)
+        return self.policy_optimizer.rate
 
     def update(self, rollout: Rollout) -> None:
         """One PPO update from a rollout, with statistics of observations that do not know it yet.
@@ -173,7 +170,7 @@ class Learner:
         self._beside(lambda: self._each_minibatch(self._policy_minibatch), self._improve_values)
 
     def parts(self) -> list[Callable[[], object]]:
-        """The parts of an update that change nothing but gradients, whatever is in its buffers; for `compile_ahead`."""
+        """Acting, and what of an update changes nothing but gradients, whatever is in its buffers; for `compiling`."""
 
         def policy() -> None:
             self.policy.gradients(self._buffers(), self._order[0], self.config, self.regularisation)
@@ -183,7 +180,11 @@ class Learner:
             value_gradients(self.critic, self._critic_observation, self._target, self._order[0])
             clip_gradients(self.critic, self.config.max_grad_norm)
 
-        return [policy, critic, *([] if self.novelty is None else self.novelty.parts())]
+        def act() -> None:
+            seen = self._observation[:16]  # Triton compiles anew only for numbers that are no multiple of 16
+            self.policy.act(seen, seen.new_zeros(len(seen), self.policy.noise_size))
+
+        return [policy, critic, act, *([] if self.novelty is None else self.novelty.parts())]
 
     def metrics(self) -> Tensor:
         """Means over the last update's minibatches and all processes, named by `metric_names`; still on the device."""
@@ -204,9 +205,7 @@ class Learner:
     def restart_policy(self, regularisation: float) -> None:
         """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept."""
         self.policy.restart()
-        for state in self.policy_optimizer.state.values():
-            for value in state.values():
-                value.zero_()
+        self.policy_optimizer.reset()
         self.policy_rate.fill_(self.config.learning_rate)
         self.regularisation.copy_(torch.tensor([self.config.entropy, regularisation]))
 
@@ -224,13 +223,8 @@ class Learner:
 
     def load_state_dict(self, saved: dict[str, object]) -> None:
         """Restores `state_dict`."""
-        for name in ("critic", "critic_normaliser"):
+        for name in ("critic", "critic_normaliser", "policy_optimizer", "critic_optimizer"):
             getattr(self, name).load_state_dict(saved[name])
-        rate = self.policy_rate
-        rate.copy_(saved["policy_optimizer"]["param_groups"][0]["lr"])  # type: ignore[index]
-        for name in ("policy_optimizer", "critic_optimizer"):
-            restore_optimizer(getattr(self, name), saved[name])  # type: ignore[arg-type]
-        self.policy_optimizer.param_groups[0]["lr"] = rate  # torch copied it: captured updates know this one
         weights = saved["regularisation"]
         assert isinstance(weights, Tensor)
         if weights.dim():
@@ -307,7 +301,7 @@ class Learner:
         self._value_sum.add_(value_loss)
         self._critic_turn.add_(1)
 
-    def _descend(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _descend(self, network: nn.Module, optimizer: Adam) -> None:
         """A step along the gradients that were left with the network's parameters."""
         clip_gradients(network, self.config.max_grad_norm)
         optimizer.step()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gorl_robotics import distributed
+from gorl_robotics.adam import Adam
 from gorl_robotics.beside import Beside
 from gorl_robotics.config import Refit
 from gorl_robotics.decoder import Decoder
@@ -96,9 +97,7 @@ class _Fit:
         self._rate = torch.tensor(config.learning_rate, device=device)
         self._parameters = list(decoder.network.parameters())
         self._halves = Beside(device, threads) if device.type == "cpu" else None
-        self._optimizer = torch.optim.Adam(
-            self._parameters, lr=self._rate, capturable=device.type == "cuda", fused=True
-        )
+        self._optimizer = Adam(self._parameters, self._rate)
         self.loss = torch.zeros((), device=device)
         self.step = captured(self._step, device, [generator])
 
@@ -113,7 +112,7 @@ class _Fit:
         action = self._action[rows].repeat(draws, 1)
         t = torch.rand(len(action), 1, generator=self._generator, device=device)
         noise = torch.randn(action.shape, generator=self._generator, device=device)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._decoder.network.zero_grad(set_to_none=True)
         loss = self._backward(observation, action, t, noise)
         distributed.average_gradients(self._decoder.network)
         self._optimizer.step()

@@ -187,13 +187,12 @@ def test_a_start_is_timed_from_the_command_to_the_first_iteration(tmp_path: Path
         "folder = pathlib.Path(runs) / 'T' / 'run'; folder.mkdir(parents=True)\n"
         f"pathlib.Path({str(tmp_path / 'cache')!r}).write_text(os.environ.get('WARP_CACHE_PATH', 'usual'))\n"
         "time.sleep(0.3)\n"
-        "lines = ['steps,time/steps_per_second,time/elapsed', '0,,0.5', '64,100.0,0.6', '']\n"
+        "lines = ['steps,time/steps_per_second,time/elapsed', '64,100.0,0.1', '']\n"
         "(folder / 'metrics.csv').write_text('\\n'.join(lines))\n"
         "time.sleep(60)\n"
     )
     cold = start(["task=T"], cold=True, program=program)
     assert 0.2 <= cold["seconds"] < 5.0
-    assert cold["untrained_evaluation"] == 0.5
     assert cold["first_iteration"] == pytest.approx(0.1)
     assert not Path((tmp_path / "cache").read_text()).exists()  # was its own, and is gone
     start(["task=T"], cold=False, program=program)
