@@ -1,6 +1,7 @@
 """What the fused networks' kernels are made of: layers forwards and backwards for a block of rows, in Triton.
 
-Tiles are padded with zeros to powers of two of at least 16; `size`, `inputs` and `width` are a matrix's own.
+A batch's rows are columns here, and a layer's weights the left matrix of a product: a program's warps then share its
+outputs among them, where they would otherwise all compute the same for a few rows. Tiles are padded with zeros to powers of two of at least 16; `size`, `inputs` and `width` are a matrix's own.
 """
 
 from __future__ import annotations
@@ -41,14 +42,10 @@ def tile(pointer, row, column, columns: tl.constexpr, mask):  # type: ignore[no-
 
 
 @triton.jit
-def linear(  # type: ignore[no-untyped-def]
-    h, weight, bias, size: tl.constexpr, padded: tl.constexpr, width: tl.constexpr, precision: tl.constexpr
-):
-    """A layer of `size` outputs, zeros up to `padded`: (block, width) -> (block, padded)."""
-    out, unit = tl.arange(0, padded), tl.arange(0, width)
-    w = tile(weight, out, unit, width, (out < size)[:, None])
-    b = tl.load(bias + out, mask=out < size, other=0.0)
-    return tl.dot(h, tl.trans(w), input_precision=precision) + b[None, :]
+def columns(pointer, row, column, size: tl.constexpr, here):  # type: ignore[no-untyped-def]
+    """Rows of a row-major matrix of `size` columns as columns, (columns, rows); zero beyond and where not `here`."""
+    real = (column < size)[:, None] & here[None, :]
+    return tl.load(pointer + row[None, :] * size + column[:, None], mask=real, other=0.0)
 
 
 @triton.jit
@@ -80,7 +77,7 @@ def add(pointer, values, mask):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def linear_backward(  # type: ignore[no-untyped-def]
+def layer_backward(  # type: ignore[no-untyped-def]
     delta,
     h,
     weight,
@@ -92,29 +89,29 @@ def linear_backward(  # type: ignore[no-untyped-def]
     width: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """From the gradient of a layer's output (block, padded): sums those of its parameters, returns its input's."""
+    """From the gradient of a layer's output (padded, block): sums those of its parameters, returns its input's."""
     out, unit = tl.arange(0, padded), tl.arange(0, width)
     real = (out < size)[:, None]
     w = tile(weight, out, unit, width, real)
-    gradient = tl.dot(tl.trans(delta), h, input_precision=precision)
+    gradient = tl.dot(delta, tl.trans(h), input_precision=precision)
     add(weight_sum + out[:, None] * width + unit[None, :], gradient, (real & (unit < width)[None, :], more))
-    add(bias_sum + out, tl.sum(delta, axis=0), (out < size, more))
-    return tl.dot(delta, w, input_precision=precision)
+    add(bias_sum + out, tl.sum(delta, axis=1), (out < size, more))
+    return tl.dot(tl.trans(w), delta, input_precision=precision)
 
 
 @triton.jit
-def keep(scratch, layer: tl.constexpr, values, block: tl.constexpr, width: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Leaves a (block, width) tile where `kept` finds it, behind the next barrier."""
+def keep(scratch, layer: tl.constexpr, values, width: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Leaves a (width, block) tile where `kept` finds it, behind the next barrier."""
     if scratch is not None:
-        row, unit = tl.arange(0, block), tl.arange(0, width)
-        tl.store(scratch + layer * block * width + row[:, None] * width + unit[None, :], values)
+        unit, row = tl.arange(0, width), tl.arange(0, block)
+        tl.store(scratch + layer * width * block + unit[:, None] * block + row[None, :], values)
 
 
 @triton.jit
-def kept(scratch, layer: tl.constexpr, block: tl.constexpr, width: tl.constexpr):  # type: ignore[no-untyped-def]
+def kept(scratch, layer: tl.constexpr, width: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
     """What `keep` has left."""
-    row, unit = tl.arange(0, block), tl.arange(0, width)
-    return tl.load(scratch + layer * block * width + row[:, None] * width + unit[None, :])
+    unit, row = tl.arange(0, width), tl.arange(0, block)
+    return tl.load(scratch + layer * width * block + unit[:, None] * block + row[None, :])
 
 
 @triton.jit
@@ -130,14 +127,12 @@ def hidden(  # type: ignore[no-untyped-def]
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """What the last hidden layer gives, (block, width), from (block, padded); all before their SiLU to `scratch`."""
-    unit, axis = tl.arange(0, width), tl.arange(0, padded)
-    w = tile(weights[0], unit, axis, inputs, (axis < inputs)[None, :])
-    p = tl.dot(x, tl.trans(w), input_precision=precision) + tl.load(biases[0] + unit)[None, :]
-    keep(scratch, 0, p, block, width)
-    for layer in tl.static_range(1, layers):
-        p = linear(silu(p), weights[layer], biases[layer], width, width, width, precision)
-        keep(scratch, layer, p, block, width)
+    """What the last hidden layer gives, (width, block), from (padded, block); all before their SiLU to `scratch`."""
+    p = layer(x, weights[0], biases[0], inputs, inputs, padded, width, width, precision)
+    keep(scratch, 0, p, width, block)
+    for index in tl.static_range(1, layers):
+        p = layer(silu(p), weights[index], biases[index], width, width, width, width, width, precision)
+        keep(scratch, index, p, width, block)
     return silu(p)
 
 
@@ -156,18 +151,18 @@ def hidden_backward(  # type: ignore[no-untyped-def]
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """From the gradient (block, width) of what the last hidden layer gives: sums those of all hidden parameters."""
-    p = kept(scratch, layers - 1, block, width)
+    """From the gradient (width, block) of what the last hidden layer gives: sums those of all hidden parameters."""
+    p = kept(scratch, layers - 1, width, block)
     for back in tl.static_range(1, layers):
         delta = delta * slope(p)
-        p = kept(scratch, layers - 1 - back, block, width)
+        p = kept(scratch, layers - 1 - back, width, block)
         own = sums + width * (inputs + 1) + (layers - back - 1) * width * (width + 1)
-        delta = linear_backward(
+        delta = layer_backward(
             delta, silu(p), weights[layers - back], own, own + width * width, more, width, width, width, precision
         )
     delta = delta * slope(p)
     unit, axis = tl.arange(0, width), tl.arange(0, padded)
-    gradient = tl.dot(tl.trans(delta), x, input_precision=precision)
+    gradient = tl.dot(delta, tl.trans(x), input_precision=precision)
     real = (unit < width)[:, None] & (axis < inputs)[None, :]
     add(sums + unit[:, None] * inputs + axis[None, :], gradient, (real, more))
-    add(sums + width * inputs + unit, tl.sum(delta, axis=0), (unit < width, more))
+    add(sums + width * inputs + unit, tl.sum(delta, axis=1), (unit < width, more))

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from gorl_robotics.mlp_blocks import add, hidden, hidden_backward, linear, linear_backward, precision, tile
+from gorl_robotics.mlp_blocks import add, columns, hidden, hidden_backward, layer, layer_backward, precision
 
 ROWS = 32  # of a block; with more, a program's tiles would not fit into registers
 WARPS = 8  # of a program
@@ -39,12 +39,11 @@ def _forward(  # type: ignore[no-untyped-def]
     precision: tl.constexpr,
 ):
     row = tl.program_id(0) * block + tl.arange(0, block)
-    axis, result = tl.arange(0, padded), tl.arange(0, head)
-    here = (row < count)[:, None]
-    seen = tile(x, row, axis, inputs, here & (axis < inputs)[None, :])
+    result, here = tl.arange(0, head), row < count
+    seen = columns(x, row, tl.arange(0, padded), inputs, here)
     h = hidden(seen, weights, biases, None, inputs, padded, width, layers, block, precision)
-    y = linear(h, weights[layers], biases[layers], size, head, width, precision)
-    tl.store(out + row[:, None] * size + result[None, :], y, mask=here & (result < size)[None, :])
+    y = layer(h, weights[layers], biases[layers], width, width, width, size, head, precision)
+    tl.store(out + row[None, :] * size + result[:, None], y, mask=here[None, :] & (result < size)[:, None])
 
 
 @triton.jit
@@ -76,20 +75,19 @@ def _backward(  # type: ignore[no-untyped-def]
     for turn in range(turns):
         tl.debug_barrier()  # other threads of this program may have written what is added to here
         row = (turn * tl.num_programs(0) + tl.program_id(0)) * block + tl.arange(0, block)
-        here = (row < count)[:, None]
-        seen = tile(x, row, axis, inputs, here & (axis < inputs)[None, :])
+        here = row < count
+        seen = columns(x, row, axis, inputs, here)
         h = hidden(seen, weights, biases, scratch, inputs, padded, width, layers, block, precision)
         tl.debug_barrier()
-        real = here & (result < size)[None, :]
-        delta = tile(given, row, result, size, real)
+        delta = columns(given, row, result, size, here)
         if scale is not None:
-            y = linear(h, weights[layers], biases[layers], size, head, width, precision)
-            error = tl.where(real, y * scale - delta, 0.0)
+            y = layer(h, weights[layers], biases[layers], width, width, width, size, head, precision)
+            error = tl.where((result < size)[:, None] & here[None, :], y * scale - delta, 0.0)
             delta = error * (2 * scale / (count * size))
-            squares = tl.sum(error * error, axis=0) / (count * size)
+            squares = tl.sum(error * error, axis=1) / (count * size)
             add(own + size * (width + 1) + result, squares, (result < size, turn > 0))
         more = turn > 0
-        delta = linear_backward(delta, h, weights[layers], own, own + size * width, more, size, head, width, precision)
+        delta = layer_backward(delta, h, weights[layers], own, own + size * width, more, size, head, width, precision)
         hidden_backward(delta, seen, weights, scratch, sums, more, inputs, padded, width, layers, block, precision)
 
 

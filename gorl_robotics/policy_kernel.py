@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel
-from gorl_robotics.mlp_blocks import add, hidden, hidden_backward, linear, linear_backward, softplus, tile
+from gorl_robotics.mlp_blocks import add, columns, hidden, hidden_backward, layer, layer_backward, softplus
 from gorl_robotics.networks import MIN_STD, UNIT_STD
 
 _TERMS = 5  # loss, kl, clipped, entropy, std
@@ -41,27 +41,27 @@ def _loss(  # type: ignore[no-untyped-def]
 ):
     """The loss of a block of rows and its gradient with respect to the network's two outputs.
 
-    `mean`, `spread` and `z` are (block, padded), `old` and `advantage` (block,), `here` (block,) and `real` (padded,)
+    `mean`, `spread` and `z` are (padded, block), `old` and `advantage` (block,), `here` (block,) and `real` (padded,)
     say which of them there are. Returns both gradients and, as sums over rows over their number, the five terms.
     """
-    both = here[:, None] & real[None, :]
+    both = real[:, None] & here[None, :]
     std = softplus(spread + unit_std) + min_std
     deviation = (z - mean) / std
     log_std = tl.log(std)
-    log_prob = tl.sum(tl.where(both, -0.5 * deviation * deviation - log_std - 0.5 * _LOG_2PI, 0.0), axis=1)
+    log_prob = tl.sum(tl.where(both, -0.5 * deviation * deviation - log_std - 0.5 * _LOG_2PI, 0.0), axis=0)
     change = log_prob - old
     value, derivative, kl, clipped = _surrogate(change, advantage, clip)
-    up = -derivative[:, None] / count
+    up = -derivative[None, :] / count
     to_mean = up * deviation / std + pull * 2 * mean / count
     to_std = up * (deviation * deviation - 1) / std - entropy_weight / (count * std) + pull * 2 * std / count
     to_spread = to_std * tl.sigmoid(spread + unit_std)
-    entropy = tl.sum(tl.sum(tl.where(both, log_std + 0.5 * _LOG_2PI + 0.5, 0.0), axis=1)) / count
-    squares = tl.sum(tl.sum(tl.where(both, mean * mean + std * std, 0.0), axis=1)) / count
+    entropy = tl.sum(tl.sum(tl.where(both, log_std + 0.5 * _LOG_2PI + 0.5, 0.0), axis=0)) / count
+    squares = tl.sum(tl.sum(tl.where(both, mean * mean + std * std, 0.0), axis=0)) / count
     loss = -tl.sum(tl.where(here, value, 0.0)) / count - entropy_weight * entropy + pull * squares
     term = tl.arange(0, 8)
     terms = tl.where(term == 0, loss, 0.0) + tl.where(term == 1, tl.sum(tl.where(here, kl, 0.0)) / count, 0.0)
     terms += tl.where(term == 2, tl.sum(tl.where(here, clipped, 0.0)) / count, tl.where(term == 3, entropy, 0.0))
-    terms += tl.where(term == 4, tl.sum(tl.sum(tl.where(both, std, 0.0), axis=1)) / (count * size), 0.0)
+    terms += tl.where(term == 4, tl.sum(tl.sum(tl.where(both, std, 0.0), axis=0)) / (count * size), 0.0)
     return tl.where(both, to_mean, 0.0), tl.where(both, to_spread, 0.0), terms
 
 
@@ -106,11 +106,11 @@ def _improve(  # type: ignore[no-untyped-def]
         place = (turn * tl.num_programs(0) + tl.program_id(0)) * block + tl.arange(0, block)
         here = place < count
         row = tl.load(rows + place, mask=here, other=0)
-        x = tile(observation, row, axis, inputs, here[:, None] & (axis < inputs)[None, :])
+        x = columns(observation, row, axis, inputs, here)
         h = hidden(x, weights, biases, scratch, inputs, padded, width, layers, block, precision)
-        mean = linear(h, weights[layers], biases[layers], size, head, width, precision)
-        spread = linear(h, w_spread, b_spread, size, head, width, precision)
-        z = tile(latent, row, result, size, here[:, None] & real[None, :])
+        mean = layer(h, weights[layers], biases[layers], width, width, width, size, head, precision)
+        spread = layer(h, w_spread, b_spread, width, width, width, size, head, precision)
+        z = columns(latent, row, result, size, here)
         old = tl.load(log_prob + row, mask=here, other=0.0)
         gain = tl.load(advantage + row, mask=here, other=0.0)
         to_mean, to_spread, terms = _loss(
@@ -119,8 +119,8 @@ def _improve(  # type: ignore[no-untyped-def]
         more = turn > 0
         term = tl.arange(0, 8)
         add(own_bias + 2 * size + term, terms, (term < 5, more))
-        delta = linear_backward(to_mean, h, weights[layers], own, own_bias, more, size, head, width, precision)
-        delta += linear_backward(
+        delta = layer_backward(to_mean, h, weights[layers], own, own_bias, more, size, head, width, precision)
+        delta += layer_backward(
             to_spread, h, w_spread, own + size * width, own_bias + size, more, size, head, width, precision
         )
         tl.debug_barrier()
