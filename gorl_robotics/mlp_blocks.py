@@ -1,7 +1,8 @@
 """What the fused networks' kernels are made of: layers forwards and backwards for a block of rows, in Triton.
 
 A batch's rows are columns here, and a layer's weights the left matrix of a product: a program's warps then share its
-outputs among them, where they would otherwise all compute the same for a few rows. Tiles are padded with zeros to powers of two of at least 16; `size`, `inputs` and `width` are a matrix's own.
+outputs among them, where they would otherwise all compute the same for a few rows. Tiles are padded with zeros to
+powers of two of at least 16; `size`, `inputs` and `width` are a matrix's own.
 """
 
 from __future__ import annotations

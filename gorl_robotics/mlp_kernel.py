@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from gorl_robotics.mlp_blocks import add, columns, hidden, hidden_backward, layer, layer_backward, precision
 
-ROWS = 32  # of a block; with more, a program's tiles would not fit into registers
-WARPS = 8  # of a program
+# Rows of a block, and warps of a program, each with 16 of a layer's 64 outputs. Others were slower on an H100, and of
+# eight warps Triton 3.6 makes kernels that read or write where they should not.
+ROWS, WARPS = 32, 4
 PROGRAMS = 264  # at most, two for each processor of a large GPU: every one leaves a sum of its own
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,7 @@ class Learner:
         self.novelty = Novelty(critic_observation_size, samples, device, generator) if config.ppo.novelty else None
         # Both halves call collectives, which several processes must do in one order: on a CPU that takes one thread.
         self._beside = Beside(device, config.threads if cuda or distributed.size() == 1 else 1)
+        self._rollout: Rollout | None = None
         self._policy_minibatch = captured(self._improve_policy, device)
         self._critic_minibatch = captured(self._improve_critic, device)
 
@@ -156,17 +158,13 @@ class Learner:
         collected, which needs the policy alone.
         """
         self._beside.join()
-        self._load(rollout)
-        self._policy_sums.zero_()
-        self._value_sum.zero_()
-        for order in self._order.view(self.config.epochs, -1):
-            order.copy_(torch.randperm(len(order), device=order.device, generator=self._generator))
-        self._policy_turn.zero_()
-        self._critic_turn.zero_()
-        if self.novelty is not None:
-            self.novelty.draw()
-        self.policy.normaliser.update(rollout.observation)
-        self.critic_normaliser.update(rollout.critic_observation)
+        if rollout is not self._rollout:
+            self._rollout = rollout
+            # What gathers from every process is left alone: its collectives are not made for a graph.
+            alone = distributed.size() == 1
+            prepare = partial(self._prepare_minibatches, rollout)
+            self._prepare = captured(prepare, self._order.device, [self._generator]) if alone else prepare
+        self._prepare()
         self._beside(lambda: self._each_minibatch(self._policy_minibatch), self._improve_values)
 
     def parts(self) -> list[Callable[[], object]]:
@@ -234,6 +232,20 @@ class Learner:
         if self.novelty is not None and "novelty" in saved:
             self.novelty.restore(saved["novelty"])  # type: ignore[arg-type]
 
+    def _prepare_minibatches(self, rollout: Rollout) -> None:
+        """All that comes before the first minibatch, the statistics that the next rollout is seen with included."""
+        self._load(rollout)
+        self._policy_sums.zero_()
+        self._value_sum.zero_()
+        for order in self._order.view(self.config.epochs, -1):
+            order.copy_(torch.randperm(len(order), device=order.device, generator=self._generator))
+        self._policy_turn.zero_()
+        self._critic_turn.zero_()
+        if self.novelty is not None:
+            self.novelty.draw()
+        self.policy.normaliser.update(rollout.observation)
+        self.critic_normaliser.update(rollout.critic_observation)
+
     @torch.no_grad()
     def _load(self, rollout: Rollout) -> None:
         """Advantages and value targets, and everything a minibatch gathers from, in fixed buffers."""
@@ -287,11 +299,7 @@ class Learner:
         terms = self.policy.gradients(self._buffers(), rows, self.config, self.regularisation)
         distributed.average_gradients(self.policy.trained, *(term for term in terms if term is not None))
         self._descend(self.policy.trained, self.policy_optimizer)
-        self._adapt_rate(terms.kl)
-        if terms.std is not None:
-            self._adapt_entropy(terms.std)
-        self._policy_sums.add_(torch.stack([term for term in terms if term is not None]))
-        self._policy_turn.add_(1)
+        self._adapt(torch.stack([term for term in terms if term is not None]))
 
     def _improve_critic(self) -> None:
         rows = self._order.index_select(0, self._critic_turn).squeeze(0)
@@ -305,6 +313,24 @@ class Learner:
         """A step along the gradients that were left with the network's parameters."""
         clip_gradients(network, self.config.max_grad_norm)
         optimizer.step()
+
+    def _adapt(self, terms: Tensor) -> None:
+        """Counts a minibatch of the policy and its terms, and adapts its rate and the entropy's weight to them."""
+        config, least = self.config, self.config.entropy
+        if terms.is_cuda:
+            from gorl_robotics.adapt_kernel import adapt
+
+            rate_is = (config.target_kl, _RATE_CHANGE, _LOWEST_RATE, config.learning_rate)
+            weight_is = (config.least_std, _ENTROPY_CHANGE, least, _MOST_ENTROPY * least)
+            adapt(
+                terms, self._policy_sums, self._policy_turn, self.policy_rate, self.regularisation, rate_is, weight_is
+            )
+            return
+        self._adapt_rate(terms[1])
+        if len(terms) == len(POLICY_METRICS):
+            self._adapt_entropy(terms[4])
+        self._policy_sums.add_(terms)
+        self._policy_turn.add_(1)
 
     def _adapt_rate(self, kl: Tensor) -> None:
         """Divides the policy's rate by 1.5 where the step was too long, multiplies it where it was too short."""

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from gorl_robotics import critic_kernel, mlp_kernel, policy_kernel
+from gorl_robotics.adapt_kernel import adapt
 from gorl_robotics.clip_kernel import clip
+from gorl_robotics.config import Ppo
 from gorl_robotics.diffusion import DiffusionDecoder
 from gorl_robotics.flow import FlowDecoder
 from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.mlp_kernel import mlp as fused
 from gorl_robotics.mlp_kernel import squared_error
 from gorl_robotics.networks import LatentPolicy, gaussian_log_prob, mlp
-from gorl_robotics.ppo import policy_loss
+from gorl_robotics.ppo import Learner, policy_loss
 from gorl_robotics.store_kernel import store
 
 # Inputs, hidden widths, outputs, rows: none of the row counts is a multiple of a block, two need several turns.
@@ -42,6 +44,8 @@ ACTS: list[tuple[int, int, list[int], list[int] | None, int]] = [
     (128, 17, [32] * 2, None, 33),
 ]
 PATHS = [(15, 4, [64] * 4, 77), (3, 9, [16] * 2, 33), (200, 1, [128] * 2, 1)]
+ADAPTS = [(None, 0.03), (None, math.nan), (0.9, 0.004), (1.1, 0.03), (0.9, 0.01), (math.nan, 0.0)]  # σ, KL
+STATES: list[list[float] | list[int] | float] = [[1.0, 2.0, 3.0, 4.0, 5.0], [7], 7e-4, [0.0499, 0.125]]
 NORMS = [0.5, 1e3, math.inf]
 
 
@@ -182,6 +186,25 @@ def check_clip(largest: float, width: int, device: str) -> None:
         torch.testing.assert_close(value, parameter.grad, rtol=1e-5, atol=0)
 
 
+def check_adapt(std: float | None, kl: float, device: str) -> None:
+    """Sums, turn, rate and the entropy's weight, as the learner changes them where there is no kernel."""
+    terms = [0.5, kl, 0.25, *([] if std is None else [1.5, std])]
+    tensors, expected = ([torch.tensor(each, device=where) for each in STATES] for where in (device, "cpu"))
+    sums, turn, rate, weight = tensors
+    given, bounds = torch.tensor(terms, device=device), ((0.01, 1.5, 1e-5, 1e-3), (1.0, 1.005, 0.005, 0.05))
+    adapt(given, sums[: len(terms)], turn, rate, weight, *bounds)
+    learner = mock.MagicMock(spec=Learner)
+    learner.config = Ppo(target_kl=0.01, learning_rate=1e-3, least_std=1.0, entropy=0.005)
+    learner.policy_rate, learner.regularisation = expected[2], expected[3]
+    Learner._adapt_rate(learner, torch.tensor(kl))
+    if std is not None:
+        Learner._adapt_entropy(learner, torch.tensor(std))
+    expected[0][: len(terms)] += torch.tensor(terms)
+    expected[1] += 1
+    for value, other in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(value.cpu(), other, rtol=1e-6, atol=0, equal_nan=True)
+
+
 def check_store(device: str) -> None:
     """Numbers and flags of several widths, some not dense, in one row and in no other."""
     torch.manual_seed(0)
@@ -220,4 +243,6 @@ if __name__ == "__main__":
     for norm in NORMS:
         check_clip(norm, 64, "cpu")
         check_clip(norm, 256, "cpu")
+    for adapt_case in ADAPTS:
+        check_adapt(*adapt_case, "cpu")
     check_store("cpu")

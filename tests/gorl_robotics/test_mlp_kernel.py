@@ -121,6 +121,14 @@ def test_a_step_is_stored_where_it_belongs() -> None:
 
 
 @pytest.mark.gpu
+def test_rate_and_entropy_are_adapted_as_on_a_cpu() -> None:
+    from kernels import ADAPTS, check_adapt
+
+    for case in ADAPTS:
+        check_adapt(*case, "cuda")
+
+
+@pytest.mark.gpu
 def test_gradients_are_clipped_as_by_torch() -> None:
     from kernels import NORMS, check_clip
 
