@@ -56,14 +56,16 @@ def _launch(arrays: tuple[Tensor, ...], discount: float, gae_lambda: float) -> N
 
     wp.init()
     device = arrays[0].device
-    stream = wp.stream_from_torch(torch.cuda.current_stream(device)) if device.type == "cuda" else None
-    with wp.ScopedStream(stream) if stream else wp.ScopedDevice("cpu"):
-        wp.launch(
-            _kernel(),
-            dim=arrays[0].shape[1],
-            inputs=[*(wp.from_torch(a.contiguous()) for a in arrays[:-1]), discount, gae_lambda],
-            outputs=[wp.from_torch(arrays[-1])],
-        )
+    # A ScopedStream would make torch's stream wait for Warp's own, which a capture does not survive.
+    cuda = device.type == "cuda"
+    place = {"stream": wp.stream_from_torch(torch.cuda.current_stream(device))} if cuda else {"device": "cpu"}
+    wp.launch(
+        _kernel(),
+        dim=arrays[0].shape[1],
+        inputs=[*(wp.from_torch(a.contiguous()) for a in arrays[:-1]), discount, gae_lambda],
+        outputs=[wp.from_torch(arrays[-1])],
+        **place,
+    )
 
 
 @cache
