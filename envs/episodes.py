@@ -15,17 +15,19 @@ class Episodes:
         device: of all tensors.
 
     Attributes:
+        length: control steps until the time limit.
         step: (W,) control steps since the episode began.
         paid: (W,) rewards since then.
         last_return: (W,) of each world's last whole episode; NaN before the first.
+        whole: (W,) bool, whether the episode has been counted from its first step on.
     """
 
     def __init__(self, num_worlds: int, length: int, device: torch.device) -> None:
-        self._length = length
+        self.length = length
         self.step = torch.zeros(num_worlds, dtype=torch.int64, device=device)
         self.paid = torch.zeros(num_worlds, device=device)
         self.last_return = torch.zeros(num_worlds, device=device)
-        self._whole = torch.zeros(num_worlds, dtype=torch.bool, device=device)  # counted from its first step on
+        self.whole = torch.zeros(num_worlds, dtype=torch.bool, device=device)
 
     def restart(self, random_phase: torch.Generator | None = None) -> None:
         """New episodes in every world, at their first step, or at one drawn from `random_phase`.
@@ -36,15 +38,15 @@ class Episodes:
         self.step.zero_()
         if random_phase is not None:
             size, device = (len(self.step),), self.step.device
-            self.step.copy_(torch.randint(0, self._length, size, generator=random_phase, device=device))
-        self._whole.copy_(self.step == 0)
+            self.step.copy_(torch.randint(0, self.length, size, generator=random_phase, device=device))
+        self.whole.copy_(self.step == 0)
         self.paid.zero_()
         self.last_return.fill_(float("nan"))
 
     def advance(self) -> Tensor:
         """Counts a control step; returns the worlds (W,) bool that have reached the time limit."""
         self.step.add_(1)
-        return self.step >= self._length
+        return self.step >= self.length
 
     def pay(self, reward: Tensor, done: Tensor, whole: Tensor) -> None:
         """Counts the step's reward (W,) and begins anew where it was the last.
@@ -55,10 +57,10 @@ class Episodes:
             whole: (W,) bool, those that were not merely cut short.
         """
         self.paid.add_(reward)
-        torch.where(whole & self._whole, self.paid, self.last_return, out=self.last_return)
+        torch.where(whole & self.whole, self.paid, self.last_return, out=self.last_return)
         self.paid.masked_fill_(done, 0.0)
         self.step.masked_fill_(done, 0)
-        self._whole.logical_or_(done)
+        self.whole.logical_or_(done)
 
     def named(self) -> dict[str, Tensor]:
         """The tensors themselves, as an environment saves them."""
@@ -66,5 +68,5 @@ class Episodes:
             "episode_step": self.step,
             "episode_return": self.paid,
             "last_return": self.last_return,
-            "whole_episode": self._whole,
+            "whole_episode": self.whole,
         }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Share of the newest reward in a world's running mean: about the last fifty control steps.
-_NEWEST = 0.02
+NEWEST = 0.02
 
 
 class Practice:
@@ -20,17 +20,21 @@ class Practice:
         num_worlds: N, the worlds that are learnt from.
         rate: probability per control step of cutting a world that does well; 0 never does.
         device: of all tensors.
+
+    Attributes:
+        recent: (N,) running mean of each world's reward.
+        draw: (N,) what chance has last drawn.
     """
 
     def __init__(self, num_worlds: int, rate: float, device: torch.device) -> None:
         self.rate = rate
-        self.recent = torch.zeros(num_worlds, device=device)  # running mean of each world's reward
-        self._draw = torch.zeros(num_worlds, device=device)
+        self.recent = torch.zeros(num_worlds, device=device)
+        self.draw = torch.zeros(num_worlds, device=device)
 
     def cut(self, reward: Tensor, generator: torch.Generator) -> Tensor:
         """The worlds (N,) bool to cut after a control step that paid `reward` (N,)."""
-        recent = self.recent.lerp_(reward, _NEWEST)
-        return (recent > recent.mean()) & (self._draw.uniform_(generator=generator) < self.rate)
+        recent = self.recent.lerp_(reward, NEWEST)
+        return (recent > recent.mean()) & (self.draw.uniform_(generator=generator) < self.rate)
 
     def begin(self, done: Tensor) -> None:
         """New episodes in `done` (N,): they begin as the worst of all, whatever sign rewards have."""

@@ -15,10 +15,9 @@ from torch import Tensor
 from envs.controls import action_range
 from envs.draws import BatchDraws, Draws
 from envs.dry_run import Layout, concatenate, dry_run
+from envs.endings import Endings
 from envs.engine import make_simulation
-from envs.episodes import Episodes
 from envs.health import Health
-from envs.practice import Practice
 from envs.randomisation import Noise, Randomisation
 from envs.simulation import SimulationError
 from envs.starts import Start, Starts
@@ -70,7 +69,7 @@ class VectorEnv:
         supply = self._supply_size()
         self.starts = Starts(task, self.layout, make_simulation(task, self.model, supply, fields, self.device, threads))
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.practice = Practice(num_envs, practice, self.device)
+        self.endings = Endings(num_envs, self.num_worlds, task.episode_length, practice, self.device)
         self._start_draws: Draws = BatchDraws(supply, self.generator, self.sim.dtype)
         self._draws: Draws = BatchDraws(self.num_worlds, self.generator, self.sim.dtype)
         self._allocate()
@@ -100,12 +99,12 @@ class VectorEnv:
     @property
     def episode_step(self) -> Tensor:
         """Control steps since each world's episode began, (W,)."""
-        return self.episodes.step
+        return self.endings.episodes.step
 
     @property
     def last_return(self) -> Tensor:
         """Of each world's last whole episode, (W,); NaN before the first."""
-        return self.episodes.last_return
+        return self.endings.episodes.last_return
 
     @property
     def observation(self) -> Tensor:
@@ -138,7 +137,7 @@ class VectorEnv:
         self._begin(everyone, self.starts.rows(index), self.buffers.observation, self.buffers.critic_observation)
         self._randomise()
         self._cursor.fill_(self.num_worlds)
-        self.episodes.restart(self.generator if random_phase else None)
+        self.endings.episodes.restart(self.generator if random_phase else None)
 
     def apply(self, action: Tensor) -> None:
         """Writes the controls for actions (W, nu) in [-1, 1], which are clipped to it."""
@@ -155,15 +154,8 @@ class VectorEnv:
         total = torch.cat([sim.qpos, sim.qvel], dim=1).sum(dim=1)
         lost = total - total != 0  # NaN where one is not finite; half the kernels of isfinite()
         self.health.count(lost)
-        over = self.episodes.advance()
-
-        action = self._action.to(sim.dtype)
-        step.reward.copy_(task.reward(sim, self.state, action)).masked_fill_(lost, 0.0)
-        torch.logical_or(task.terminated(sim, self.state), lost, out=step.terminated)
-        step.truncated.copy_(over)
-        if self.practice.rate:
-            learners = slice(self.num_envs)
-            step.truncated[learners].logical_or_(self.practice.cut(step.reward[learners], self.generator))
+        reward = task.reward(sim, self.state, self._action.to(sim.dtype))
+        done = self.endings.close(step, reward, task.terminated(sim, self.state), lost, self.generator)
 
         state = task.update(sim, self.state, self._draws)
         terms = task.observe(sim, state)
@@ -179,10 +171,6 @@ class VectorEnv:
         for name, value in self.state.items():
             value.copy_(state[name])
 
-        done = step.terminated | step.truncated
-        self.episodes.pay(step.reward, done, whole=step.terminated | over)
-        if self.practice.rate:
-            self.practice.begin(done[: self.num_envs])
         self._begin_next(done)
         return step
 
@@ -232,7 +220,6 @@ class VectorEnv:
         self.buffers = Step.empty(
             worlds, self.observation_size, self.critic_observation_size, device, self._critic_sees_the_same
         )
-        self.episodes = Episodes(worlds, self.task.episode_length, device)
         self.state = {
             name: torch.zeros(worlds, *shape, dtype=dtype, device=device)
             for name, (shape, dtype) in self.layout.state.items()
@@ -309,9 +296,9 @@ class VectorEnv:
         named = {
             "observation": self.buffers.observation,
             "critic_observation": self.buffers.critic_observation,
-            **self.episodes.named(),
+            **self.endings.episodes.named(),
             "cursor": self._cursor,
-            "recent_reward": self.practice.recent,
+            "recent_reward": self.endings.practice.recent,
         }
         named.update({f"state.{name}": value for name, value in self.state.items()})
         if self.randomisation is not None:
