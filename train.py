@@ -189,7 +189,7 @@ def _start(given: dict[str, Any]) -> None:
     task = tasks.make(given["task"])
     device = choose_device(given.get("device", "auto"))
     method = methods.find(given.get("method", Config().method))
-    config = resolve(given, CPU_DEFAULTS if device.type == "cpu" else {}, method.defaults, task.overrides)
+    config = resolve(given, method.defaults, CPU_DEFAULTS if device.type == "cpu" else {}, task.overrides)
     check_budget(config, distributed.size())
     _train(config, distributed.from_main(lambda: run_folder.create(config)))
 

@@ -130,7 +130,7 @@ def configuration(given: dict[str, Any]) -> Config:
     task = tasks.make(given["task"])
     on_cpu = choose_device(given.get("device", "auto")).type == "cpu"
     method = methods.find(given.get("method", Config().method))
-    return resolve(given, CPU_DEFAULTS if on_cpu else {}, method.defaults, task.overrides)
+    return resolve(given, method.defaults, CPU_DEFAULTS if on_cpu else {}, task.overrides)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Every setting: typed, documented, checked. Defaults < device < method < task < YAML file < command line."""
+"""Every setting: typed, documented, checked. Defaults < method < device < task < YAML file < command line."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Fpo:
 class Dppo:
     """What only DPPO reads."""
 
-    sigma: float = setting(0.05, "standard deviation of every denoising step; dppo only", low=1e-6)
+    sigma: float = setting(0.2, "standard deviation of every denoising step; dppo only", low=1e-6)
 
 
 @dataclass

@@ -25,8 +25,10 @@ class Dppo(Policy):
     """A chain from noise to the pre-tanh action, x ← x - v/steps + σ·noise."""
 
     name = "dppo"
-    # The rate is fixed, as published. Gradients are clipped, which they are not there, as with FPO.
+    # The rate is fixed, as published. Gradients are clipped, which they are not there, as with FPO. With σ = 0.05 as
+    # there, and 16 minibatches, CheetahRun has 639 after 60 million steps, with these 916 after 40.
     defaults: ClassVar[Mapping[str, Any]] = {
+        "ppo.minibatches": 64,
         "ppo.learning_rate": 3e-4,
         "ppo.target_kl": math.inf,
         "ppo.clip": 0.2,
