@@ -51,7 +51,7 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path, display: Display, saved: dict[str, Any] | None = None) -> None:
         self.config, self.folder, self.display = config, folder, display
-        display.doing("building worlds and compiling kernels (a minute at the very first time)")
+        display.doing("building worlds and compiling kernels (half a minute at the very first time)")
         device = prepare_device(choose_device(config.device), config.networks.tf32)
         torch.manual_seed(config.seed)
         seed, threads = distributed.own_seed(config.seed), distributed.threads(config.threads)
