@@ -1,6 +1,6 @@
 """A minibatch of a Gaussian policy in one Triton kernel: forwards, PPO's loss and its gradient, and backwards.
 
-The mathematics is that of `gorl_robotics.ppo.policy_loss` behind a `LatentPolicy`; rows are gathered inside.
+The mathematics is that of `gorl_robotics.losses.policy_loss` behind a `LatentPolicy`; rows are gathered inside.
 """
 
 from __future__ import annotations

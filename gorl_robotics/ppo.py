@@ -1,4 +1,4 @@
-"""PPO (Schulman et al. 2017): losses as pure functions, and one update loop for every method."""
+"""PPO (Schulman et al. 2017): one update loop for every method."""
 
 from __future__ import annotations
 
@@ -15,16 +15,10 @@ from gorl_robotics.beside import Beside
 from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
 from gorl_robotics.later import Later
-from gorl_robotics.networks import (
-    Normaliser,
-    clip_gradients,
-    fits_critic_kernel,
-    gaussian_entropy,
-    gaussian_log_prob,
-    mlp,
-)
+from gorl_robotics.losses import value_gradients
+from gorl_robotics.networks import Normaliser, clip_gradients, mlp
 from gorl_robotics.novelty import Novelty
-from gorl_robotics.policy import Policy, PolicyLoss
+from gorl_robotics.policy import Policy
 from gorl_robotics.rollout import Rollout
 
 _LOWEST_RATE = 1e-5
@@ -34,65 +28,6 @@ _MOST_ENTROPY = 10  # times the least
 _FEW_ACTUATORS = 4
 POLICY_METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/entropy", "policy/std")  # as in PolicyLoss
 METRICS = (*POLICY_METRICS, "loss/value")
-
-
-def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> PolicyLoss:
-    """PPO's surrogate to be minimised, from the logarithm of ratios and their advantages, both (B, ...)."""
-    ratio = log_ratio.exp()
-    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
-    # Schulman's low-variance estimator of KL(old, new), never negative.
-    kl = (ratio - 1 - log_ratio).detach().mean()
-    clipped = ((ratio.detach() - 1).abs() > clip).float().mean()
-    return PolicyLoss(-surrogate, kl, clipped)
-
-
-def policy_loss(
-    mean: Tensor,
-    std: Tensor,
-    latent: Tensor,
-    old_log_prob: Tensor,
-    advantage: Tensor,
-    clip: float,
-    regularisation: Tensor,
-) -> PolicyLoss:
-    """Clipped surrogate, minus an entropy bonus, plus a pull of μ and σ towards zero.
-
-    Args:
-        mean: (B, a) of the present policy.
-        std: (B, a) of the present policy.
-        latent: (B, a), what was sampled.
-        old_log_prob: (B,) of it when it was sampled.
-        advantage: (B,), normalised.
-        clip: range of the probability ratio.
-        regularisation: weights of the Gaussian's entropy and of Σμ² + Σσ² over actuators, (2,).
-    """
-    terms = clipped_surrogate(gaussian_log_prob(latent, mean, std) - old_log_prob, advantage, clip)
-    entropy = gaussian_entropy(std).mean()
-    pull = (mean**2 + std**2).sum(dim=-1).mean()
-    loss = terms.loss - regularisation[0] * entropy + regularisation[1] * pull
-    return terms._replace(loss=loss, entropy=entropy.detach(), std=std.detach().mean())
-
-
-def value_gradients(critic: nn.Sequential, observation: Tensor, target: Tensor, rows: Tensor) -> Tensor:
-    """Leaves the gradients of half the mean squared error with the critic's parameters; returns that mean, ().
-
-    Args:
-        critic: an `mlp` of one output.
-        observation: normalised, (S, obs).
-        target: what the critic should give, (S,).
-        rows: which of them are the minibatch, (B,), int64.
-    """
-    if fits_critic_kernel(critic):
-        from gorl_robotics import critic_kernel
-
-        gradients, loss = critic_kernel.gradients(critic, observation, target, rows, critic_kernel.BESIDE)
-        for parameter, gradient in zip(critic.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        return loss
-    loss = ((critic(observation[rows]).squeeze(-1) - target[rows]) ** 2).mean()
-    critic.zero_grad(set_to_none=True)
-    (0.5 * loss).backward()
-    return loss.detach()
 
 
 class Learner:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gorl_robotics.config import Config, Ppo
 from gorl_robotics.decoder import VelocityField
+from gorl_robotics.losses import clipped_surrogate
 from gorl_robotics.methods.fpo import OUTPUT_SCALE
 from gorl_robotics.networks import Normaliser, gaussian_log_prob
 from gorl_robotics.policy import Policy, PolicyLoss, Sample
-from gorl_robotics.ppo import clipped_surrogate
 
 
 class Dppo(Policy):

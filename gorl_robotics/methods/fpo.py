@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gorl_robotics.config import Config, Ppo
 from gorl_robotics.decoder import VelocityField
+from gorl_robotics.losses import clipped_surrogate
 from gorl_robotics.networks import Normaliser
 from gorl_robotics.policy import Policy, PolicyLoss, Sample
-from gorl_robotics.ppo import clipped_surrogate
 
 OUTPUT_SCALE = 0.25
 # ℓ is no likelihood: where an action was far out it may fall by hundreds, and its exponential overflow.

@@ -11,9 +11,9 @@ from torch import Tensor
 from gorl_robotics.config import Config, Ppo
 from gorl_robotics.decoder import Decoder
 from gorl_robotics.flow import FlowDecoder
+from gorl_robotics.losses import policy_loss
 from gorl_robotics.networks import LatentPolicy, Normaliser, fits_kernel, gaussian_log_prob
 from gorl_robotics.policy import Policy, PolicyLoss, Sample
-from gorl_robotics.ppo import policy_loss
 
 
 class LatentGaussian(Policy):

@@ -14,11 +14,12 @@ from gorl_robotics.clip_kernel import clip
 from gorl_robotics.config import Ppo
 from gorl_robotics.diffusion import DiffusionDecoder
 from gorl_robotics.flow import FlowDecoder
+from gorl_robotics.losses import policy_loss
 from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.mlp_kernel import mlp as fused
 from gorl_robotics.mlp_kernel import squared_error
 from gorl_robotics.networks import LatentPolicy, gaussian_log_prob, mlp
-from gorl_robotics.ppo import Learner, policy_loss
+from gorl_robotics.ppo import Learner
 from gorl_robotics.store_kernel import store
 
 # Inputs, hidden widths, outputs, rows: none of the row counts is a multiple of a block, two need several turns.

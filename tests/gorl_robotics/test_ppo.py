@@ -16,9 +16,10 @@ from torch.distributions import Normal
 
 from gorl_robotics.advantages import advantages
 from gorl_robotics.config import Config
+from gorl_robotics.losses import policy_loss
 from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.networks import fits_critic_kernel
-from gorl_robotics.ppo import METRICS, Learner, policy_loss
+from gorl_robotics.ppo import METRICS, Learner
 from gorl_robotics.rollout import Collector, Rollout
 
 ZERO = torch.zeros(2)
@@ -489,7 +490,7 @@ def test_the_critics_kernel_improves_it_as_torch_does(monkeypatch: pytest.Monkey
             same_shuffles(monkeypatch)
             each.learner.update(copied(rollout, "cuda"))
             monkeypatch.undo()
-            monkeypatch.setattr("gorl_robotics.ppo.fits_critic_kernel", lambda critic: False)
+            monkeypatch.setattr("gorl_robotics.losses.fits_critic_kernel", lambda critic: False)
         value_losses = [each.metric("loss/value") for each in (setup, other)]
     # Adam's first steps are as long where a gradient is nothing but rounding: no bound on single weights.
     change = (weights(setup.learner.critic) - before).norm()
