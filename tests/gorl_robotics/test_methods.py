@@ -63,7 +63,7 @@ def test_begins_with_normal_actions(name: str) -> None:
     assert not made(observation).any()
     decoded = made.act(observation, noise).decoded
     torch.testing.assert_close(decoded.mean(dim=0), torch.zeros(2), atol=0.08, rtol=0)
-    torch.testing.assert_close(decoded.var(dim=0), torch.full((2,), variance), atol=0.16, rtol=0)
+    torch.testing.assert_close(decoded.var(dim=0), torch.full((2,), float(variance)), atol=0.16, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
