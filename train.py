@@ -58,7 +58,7 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(seed)
         task = tasks.make(config.task)
         model, steps = task.compile(), config.ppo.rollout_steps
-        layout = dry_run(task, model)
+        layout = dry_run(task, model)  # sizes, before there are worlds: their kernels compile beside the learner's
         self.policy = methods.make(config, layout.observation_size, model.nu).to(device)
         self.learner = Learner(
             self.policy, layout.critic_observation_size, config, config.num_envs * steps, device, self.generator

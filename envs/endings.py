@@ -22,7 +22,6 @@ class Endings:
     """
 
     def __init__(self, num_envs: int, num_worlds: int, length: int, practice: float, device: torch.device) -> None:
-        self.num_envs = num_envs
         self.episodes = Episodes(num_worlds, length, device)
         self.practice = Practice(num_envs, practice, device)
 
@@ -44,7 +43,7 @@ class Endings:
         step.reward.copy_(reward).masked_fill_(lost, 0.0)
         torch.logical_or(failed, lost, out=step.terminated)
         step.truncated.copy_(over)
-        learners = slice(self.num_envs)
+        learners = slice(len(self.practice.recent))
         if self.practice.rate:
             step.truncated[learners].logical_or_(self.practice.cut(step.reward[learners], generator))
         done = step.terminated | step.truncated
