@@ -16,6 +16,7 @@ from torch import Tensor
 
 from envs.simulation import STATE_FIELDS, Simulation
 from envs.user_code import summary
+from envs.warp_forward import Forward
 from envs.warp_kernels import compile_kernels
 from gorl_robotics.errors import InputError
 
@@ -121,6 +122,8 @@ class WarpSimulation(Simulation):
         # A sensor's columns at the acceleration stage: the whole position and velocity stage would zero them.
         self._late = self._late_columns()
         self._whole_refresh = not self._kinematics_suffice()
+        with self._on_stream():
+            self._accelerate = Forward(model, self._model, self._data)
         self._run_step = _Replay(self._control_step, self)
         self._run_forward = _Replay(lambda: mjw.forward(self._model, self._data), self)
         self._run_derive = _Replay(lambda: mjw.set_const(self._model, self._data), self)
@@ -179,8 +182,10 @@ class WarpSimulation(Simulation):
         # Sensors are read after the control step only; in every physics step they would be an eighth of its kernels.
         with self._without_sensors():
             for _ in range(self.physics_steps - 1):
-                mjw.step(self._model, self._data)
-            mjw.forward(self._model, self._data)
+                self._accelerate()
+                _INTEGRATORS[self._model.opt.integrator](self._model, self._data)
+            self._accelerate()
+        self._data.sensordata.zero_()  # touch sensors add up
         mjw.sensor_acc(self._model, self._data)
         self._integrate()
         if self._whole_refresh:
