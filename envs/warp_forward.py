@@ -127,7 +127,7 @@ def _actuator_velocity(  # type: ignore[no-untyped-def]
 ):
     world, actuator = wp.tid()  # type: ignore[misc]
     start = row_start[world, actuator]  # type: ignore[index]
-    total = float(0.0)
+    total = float(0.0)  # noqa: UP018, Warp takes a bare literal for a constant
     for i in range(row_size[world, actuator]):  # type: ignore[index]
         total += moment[world, start + i] * qvel[world, column[world, start + i]]  # type: ignore[index]
     velocity[world, actuator] = total  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Compiles what a Warp function launches before it runs, all of its modules side by side.
+"""How Warp's kernels are compiled, side by side, and launched, in small blocks.
 
 Warp compiles a module when its first kernel is launched, one after the other. MuJoCo Warp's are dozens, and which ones
 a model needs shows in what is launched: so the function is gone through once without launching anything.
@@ -15,6 +15,7 @@ from typing import Any
 import warp as wp
 
 Variant = tuple[Any, int | None]  # a module, and the threads of a block, for each of which it is compiled anew
+BLOCK = 64  # threads
 
 
 def compile_kernels(function: Callable[[], object]) -> None:
@@ -30,6 +31,25 @@ def compile_kernels(function: Callable[[], object]) -> None:
         loads = [pool.submit(wp.force_load, device, [module], block_dim) for module, block_dim in variants]
     for load in loads:
         load.result()
+
+
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """Launches that do not say otherwise have 64 threads to a block instead of Warp's 256.
+
+    Most of MuJoCo Warp's kernels have one thread for each world, or a few: 4,096 of them in blocks of 256 would keep
+    sixteen of a GPU's hundred and more processors busy.
+    """
+    launch = wp.launch
+
+    def small(kernel: wp.Kernel, dim: Any, *inputs: Any, block_dim: int | None = None, **others: Any) -> Any:
+        return launch(kernel, dim, *inputs, block_dim=block_dim or BLOCK, **others)
+
+    wp.launch = small
+    try:
+        yield
+    finally:
+        wp.launch = launch
 
 
 @contextmanager

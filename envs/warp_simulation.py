@@ -17,7 +17,7 @@ from torch import Tensor
 from envs.simulation import STATE_FIELDS, Simulation
 from envs.user_code import summary
 from envs.warp_forward import Forward
-from envs.warp_kernels import compile_kernels
+from envs.warp_kernels import compile_kernels, small_blocks
 from gorl_robotics.errors import InputError
 
 _CAPACITY = {
@@ -98,6 +98,7 @@ class WarpSimulation(Simulation):
         randomised: Sequence[str] = (),
     ) -> None:
         wp.config.log_level = wp.LOG_WARNING  # or every module that is loaded prints a line
+        wp.config.default_grid_stride = False  # each thread does one thing: without a loop a kernel is shorter
         wp.init()
         if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
             raise InputError(
@@ -246,9 +247,10 @@ class WarpSimulation(Simulation):
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Warp works on torch's current stream, so that the two order themselves."""
+        """Warp works on torch's current stream, so that the two order themselves, and in small blocks on a GPU."""
         if self._stream_device.type == "cuda":
-            with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(self._stream_device))):
+            stream = wp.stream_from_torch(torch.cuda.current_stream(self._stream_device))
+            with wp.ScopedStream(stream), small_blocks():
                 yield
         else:
             with wp.ScopedDevice("cpu"):

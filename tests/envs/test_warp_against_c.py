@@ -72,9 +72,7 @@ def native(task: Task, model: mujoco.MjModel, worlds: int, fields: Sequence[str]
     return NativeSimulation(model, worlds, fields, task.timing.physics_steps, 2, task.randomised)
 
 
-def warp(
-    task: Task, model: mujoco.MjModel, worlds: int, fields: Sequence[str], device: str = "cpu"
-) -> WarpSimulation:
+def warp(task: Task, model: mujoco.MjModel, worlds: int, fields: Sequence[str], device: str = "cpu") -> WarpSimulation:
     steps, capacity = task.timing.physics_steps, (task.nconmax, task.njmax)
     return WarpSimulation(model, worlds, fields, steps, torch.device(device), *capacity, task.randomised)
 
@@ -162,7 +160,8 @@ def test_branches_compute_what_one_chain_does(name: str, device: str) -> None:
         sim = warp(task, task.compile(), WORLDS, (), device)
         sim.load_state_dict({**sim.state_dict(), **{key: value.to(device) for key, value in state.items()}})
         branches = Forward(sim.model, sim._model, sim._data)
-        assert branches._apart and bool(branches._streams) == (device == "cuda")
+        assert branches._apart
+        assert bool(branches._streams) == (device == "cuda")
         found = []
         for forward in (branches, lambda: mjw.forward(sim._model, sim._data)):
             for kept in ("qacc", "qfrc_bias", "qfrc_passive", "qfrc_actuator", "actuator_velocity", "M", "cvel"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import warp as wp
 
-from envs.warp_kernels import compile_kernels
+from envs.warp_kernels import compile_kernels, small_blocks
 
 
 @wp.kernel(module="unique")
@@ -38,3 +39,14 @@ def test_what_is_launched_is_loaded_and_not_run() -> None:
         work()  # launches are what they were
         assert numbers.numpy().tolist() == [1.0] * 4
         assert left.numpy().tolist() == [0]
+
+
+def test_blocks_are_small_where_a_launch_does_not_say_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    monkeypatch.setattr(wp, "launch", lambda kernel, dim, inputs, block_dim: launched.append((dim, inputs, block_dim)))
+    before = wp.launch
+    with small_blocks():
+        wp.launch(_fill, 4, [1.0])
+        wp.launch(_fill, 5, inputs=[2.0], block_dim=128)
+    assert launched == [(4, [1.0], 64), (5, [2.0], 128)]
+    assert wp.launch is before
