@@ -120,13 +120,14 @@ def average_gradients(network: nn.Module, *others: Tensor) -> None:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Every process's tensor (...), all of one shape, as (processes, ...) in order of rank."""
+    """Every process's tensor (...), all of one shape, as (processes, ...) in order of rank; may be captured."""
     if size() == 1:
         return tensor.unsqueeze(0)
-    rows = tensor.new_empty(size(), *tensor.shape)
+    flat = tensor.contiguous().view(-1)
+    rows = flat.new_empty(size() * len(flat))
     with _collective(tensor.device):
-        dist.all_gather(list(rows), tensor.contiguous())
-    return rows
+        dist.all_gather_into_tensor(rows, flat)
+    return rows.view(size(), *tensor.shape)
 
 
 def merge_moments(count: int, mean: Tensor, squares: Tensor) -> tuple[int | Tensor, Tensor, Tensor]:
