@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import mujoco
@@ -46,6 +46,7 @@ _KINEMATIC_SENSORS = {
     mujoco.mjtSensor.mjSENS_SUBTREEANGMOM,
 }
 _FEW_ITERATIONS = 8
+_SMALL_MATRIX = 16
 _INTEGRATORS = {
     mjw.IntegratorType.EULER: mjw.euler,
     mjw.IntegratorType.RK4: mjw.rungekutta4,
@@ -114,6 +115,7 @@ class WarpSimulation(Simulation):
             self._model.opt.graph_conditional = model.opt.iterations > _FEW_ITERATIONS
             self._model.opt.warn_overflow = 0  # read in check(); printing from kernels floods
             _without_scenery(self._model, model)
+            _with_few_libraries(self._model, model)
             self._data = mjw.make_data(model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
             names = dict.fromkeys((*STATE_FIELDS, *fields))
             tensors = {name: wp.to_torch(getattr(self._data, name)) for name in names}
@@ -174,10 +176,11 @@ class WarpSimulation(Simulation):
 
     def _everything(self) -> None:
         """Launches every kernel that there is, some of them more than once."""
-        mjw.forward(self._model, self._data)
-        self._control_step()
-        if self._parameters:
-            mjw.set_const(self._model, self._data)
+        with self._blocks():
+            mjw.forward(self._model, self._data)
+            self._control_step()
+            if self._parameters:
+                mjw.set_const(self._model, self._data)
 
     def _control_step(self) -> None:
         # Sensors are read after the control step only; in every physics step they would be an eighth of its kernels.
@@ -245,12 +248,15 @@ class WarpSimulation(Simulation):
         with self._on_stream():
             return wp.array(columns, dtype=int) if columns else None
 
+    def _blocks(self) -> AbstractContextManager[None]:
+        """Kernels are launched, and so compiled, in small blocks; on a CPU there are none."""
+        return small_blocks() if self._stream_device.type == "cuda" else nullcontext()
+
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Warp works on torch's current stream, so that the two order themselves, and in small blocks on a GPU."""
+        """Warp works on torch's current stream, so that the two order themselves."""
         if self._stream_device.type == "cuda":
-            stream = wp.stream_from_torch(torch.cuda.current_stream(self._stream_device))
-            with wp.ScopedStream(stream), small_blocks():
+            with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(self._stream_device))):
                 yield
         else:
             with wp.ScopedDevice("cpu"):
@@ -262,6 +268,16 @@ def _without_scenery(warp_model: Any, model: mujoco.MjModel) -> None:
     warp_model.nlight = 0
     if not _sees(model, np.arange(model.nsensor)):
         warp_model.ncam = 0
+
+
+def _with_few_libraries(warp_model: Any, model: mujoco.MjModel) -> None:
+    """The solver's matrices are factored by as many threads as the inertia matrix.
+
+    Of each size and number of threads Warp links a routine from a library, which takes two seconds, one after the
+    other, where it is not in the cache. Small matrices have no use for a second warp.
+    """
+    if model.nv <= _SMALL_MATRIX:
+        warp_model.block_dim.update_gradient_cholesky = warp_model.block_dim.cholesky_factorize_solve
 
 
 def _sees(model: mujoco.MjModel, sensors: np.ndarray) -> bool:
@@ -285,7 +301,7 @@ class _Replay:
         self._warm = False
 
     def __call__(self) -> None:
-        with self._simulation._on_stream():
+        with self._simulation._on_stream(), self._simulation._blocks():
             if not self._warm:
                 self._function()
                 self._warm = True

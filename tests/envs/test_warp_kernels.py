@@ -19,6 +19,11 @@ def _count_down(left: wp.array(dtype=int)):  # type: ignore[no-untyped-def, vali
 
 
 @wp.kernel(module="unique")
+def _half(numbers: wp.array(dtype=float)):  # type: ignore[no-untyped-def, valid-type]
+    numbers[wp.tid()] = numbers[wp.tid()] / 2.0  # type: ignore[index]
+
+
+@wp.kernel(module="unique")
 def _of_nothing(numbers: wp.array(dtype=float)):  # type: ignore[no-untyped-def, valid-type]
     numbers[wp.tid()] = 2.0  # type: ignore[index]
 
@@ -50,3 +55,18 @@ def test_blocks_are_small_where_a_launch_does_not_say_otherwise(monkeypatch: pyt
         wp.launch(_fill, 5, inputs=[2.0], block_dim=128)
     assert launched == [(4, [1.0], 64), (5, [2.0], 128)]
     assert wp.launch is before
+
+
+@pytest.mark.gpu
+def test_small_blocks_are_compiled_as_they_are_launched() -> None:
+    def work() -> None:
+        with small_blocks():
+            wp.launch(_half, dim=4, inputs=[numbers])
+
+    with wp.ScopedDevice("cuda"):
+        numbers = wp.full(4, 3.0, dtype=float)
+        compile_kernels(work)
+        compiled = list(_half.module.execs)
+        work()
+        assert list(_half.module.execs) == compiled
+        assert numbers.numpy().tolist() == [1.5] * 4
