@@ -120,14 +120,13 @@ def average_gradients(network: nn.Module, *others: Tensor) -> None:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Every process's tensor (...), all of one shape, as (processes, ...) in order of rank; may be captured."""
+    """Every process's tensor (...), all of one shape, as (processes, ...) in order of rank."""
     if size() == 1:
         return tensor.unsqueeze(0)
-    flat = tensor.contiguous().view(-1)
-    rows = flat.new_empty(size() * len(flat))
+    rows = tensor.new_empty(size(), *tensor.shape)
     with _collective(tensor.device):
-        dist.all_gather_into_tensor(rows, flat)
-    return rows.view(size(), *tensor.shape)
+        dist.all_gather(list(rows), tensor.contiguous())
+    return rows
 
 
 def merge_moments(count: int, mean: Tensor, squares: Tensor) -> tuple[int | Tensor, Tensor, Tensor]:

@@ -95,8 +95,10 @@ class Learner:
         self._beside.join()
         if rollout is not self._rollout:
             self._rollout = rollout
+            # What gathers from every process is left alone: its collectives are not made for a graph.
+            alone = distributed.size() == 1
             prepare = partial(self._prepare_minibatches, rollout)
-            self._prepare = captured(prepare, self._order.device, [self._generator])
+            self._prepare = captured(prepare, self._order.device, [self._generator]) if alone else prepare
         self._prepare()
         self._beside(lambda: self._each_minibatch(self._policy_minibatch), self._improve_values)
 
