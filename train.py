@@ -29,7 +29,6 @@ from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.display import Display
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.evaluation import Evaluator
-from gorl_robotics.export import export_checkpoint
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress
 from gorl_robotics.recorder import Recorder, Recordings
@@ -105,6 +104,8 @@ class Trainer:
                 self.checkpointer.save(progress, None, f"stage-{progress.stage}.pt")
             self.display.doing("exporting")
             if distributed.is_main():
+                from gorl_robotics.export import export_checkpoint  # ONNX takes its time to import, a start not
+
                 self.display.note(f"exported to {export_checkpoint(self.folder)}")
 
     def learn(self, stage_end: int, recorder: Recorder) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,24 +29,10 @@ def advantages(
     if reward.device.type == "cuda":
         _launch(arrays, discount, gae_lambda)
     else:
-        _on_cpu(*(a.numpy() for a in arrays), np.float32(discount), np.float32(gae_lambda))
+        from gorl_robotics.advantages_on_cpu import fill  # with a GPU numba's import is a start's time for nothing
+
+        fill(*(a.numpy() for a in arrays), np.float32(discount), np.float32(gae_lambda))
     return out
-
-
-@numba.njit(cache=True)
-def _on_cpu(  # type: ignore[no-untyped-def] # pragma: no cover  (compiled)
-    reward, value, next_value, terminated, truncated, out, discount, gae_lambda
-):
-    steps, worlds = reward.shape
-    for world in range(worlds):
-        ahead = np.float32(0.0)
-        for t in range(steps - 1, -1, -1):
-            future = np.float32(0.0) if terminated[t, world] else next_value[t, world]
-            delta = reward[t, world] + discount * future - value[t, world]
-            if terminated[t, world] or truncated[t, world]:
-                ahead = np.float32(0.0)
-            ahead = delta + discount * gae_lambda * ahead
-            out[t, world] = ahead
 
 
 def _launch(arrays: tuple[Tensor, ...], discount: float, gae_lambda: float) -> None:

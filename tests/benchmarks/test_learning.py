@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from running import here, only_run, rows, settings
 
-import train
 from benchmarks import learning, matrix, mps
 from benchmarks.arguments import apart, checked
 from benchmarks.collect import collect, is_complete
@@ -261,7 +260,8 @@ def test_a_stopped_matrix_ends_its_runs_and_begins_no_other(tmp_path: Path, fake
 
 
 def test_a_real_run_is_collected_as_its_metrics_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "export_checkpoint", lambda folder: folder)  # seconds that say nothing here
+    # Seconds that say nothing here.
+    monkeypatch.setattr("gorl_robotics.export.export_checkpoint", lambda folder: folder)
     assert here(settings(total_steps=2_100, stages__fractions="[0.5,0.5]"), tmp_path).code == 0
     folder = only_run(tmp_path)
     result, written = collect(folder), rows(folder)

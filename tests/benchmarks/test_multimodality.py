@@ -15,7 +15,6 @@ from running import here, only_run, settings
 from torch import Tensor
 
 import tasks
-import train
 from benchmarks import multimodality, two_way_start
 from benchmarks.action_sources import NEIGHBOURS, Trained, from_neighbours, load, recorded
 from benchmarks.modes import measure
@@ -179,7 +178,7 @@ def test_real_checkpoints_are_read_with_what_their_decoders_were_fitted_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refit, "_VALIDATION_SAMPLES", 256)
-    monkeypatch.setattr(train, "export_checkpoint", lambda folder: folder)
+    monkeypatch.setattr("gorl_robotics.export.export_checkpoint", lambda folder: folder)
     monkeypatch.setattr(VectorEnv, "episode_length", 20)  # of frozen evaluations
     assert here(settings(task="CartpoleSwingup", total_steps=5 * ITERATION, monitors=1), tmp_path).code == 0
     run = only_run(tmp_path)
