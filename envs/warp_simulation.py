@@ -15,9 +15,9 @@ import warp as wp
 from torch import Tensor
 
 from envs.simulation import STATE_FIELDS, Simulation
-from envs.user_code import summary
 from envs.warp_forward import Forward
 from envs.warp_kernels import compile_kernels, small_blocks
+from envs.warp_model import put_model, sees
 from gorl_robotics.errors import InputError
 
 _CAPACITY = {
@@ -45,8 +45,6 @@ _KINEMATIC_SENSORS = {
     mujoco.mjtSensor.mjSENS_SUBTREELINVEL,
     mujoco.mjtSensor.mjSENS_SUBTREEANGMOM,
 }
-_FEW_ITERATIONS = 8
-_SMALL_MATRIX = 16
 _INTEGRATORS = {
     mjw.IntegratorType.EULER: mjw.euler,
     mjw.IntegratorType.RK4: mjw.rungekutta4,
@@ -54,23 +52,6 @@ _INTEGRATORS = {
     mjw.IntegratorType.IMPLICITFAST: mjw.implicit,
     mjw.IntegratorType.DISCRETE: mjw.discrete,
 }
-
-
-# Constants that follow from other parameters: where those are a world's own, these must be too, or they stay shared.
-_DERIVED = (
-    "body_subtreemass",
-    "body_invweight0",
-    "dof_invweight0",
-    "actuator_acc0",
-    "tendon_length0",
-    "tendon_invweight0",
-    "eq_data",
-    "geom_aabb",
-    "geom_rbound",
-    "cam_pos0",
-    "cam_poscom0",
-    "cam_mat0",
-)
 
 
 class WarpSimulation(Simulation):
@@ -108,14 +89,7 @@ class WarpSimulation(Simulation):
             )
         self._stream_device = device
         with self._on_stream():
-            own = (*randomised, *_DERIVED) if randomised else ()
-            self._model = _put(model, dict.fromkeys(own, num_worlds))
-            # A conditional graph asks after each solver iteration whether any world needs another one: dearer than a
-            # few iterations are.
-            self._model.opt.graph_conditional = model.opt.iterations > _FEW_ITERATIONS
-            self._model.opt.warn_overflow = 0  # read in check(); printing from kernels floods
-            _without_scenery(self._model, model)
-            _with_few_libraries(self._model, model)
+            self._model = put_model(model, num_worlds, randomised)
             self._data = mjw.make_data(model, nworld=num_worlds, nconmax=nconmax, njmax=njmax)
             names = dict.fromkeys((*STATE_FIELDS, *fields))
             tensors = {name: wp.to_torch(getattr(self._data, name)) for name in names}
@@ -236,7 +210,7 @@ class WarpSimulation(Simulation):
         model = self.model
         early = np.flatnonzero(model.sensor_needstage != _ACCELERATION)
         kinds = {mujoco.mjtSensor(int(kind)) for kind in model.sensor_type[early]}
-        return kinds <= _KINEMATIC_SENSORS and not _sees(model, early)
+        return kinds <= _KINEMATIC_SENSORS and not sees(model, early)
 
     def _late_columns(self) -> Any:
         model = self.model
@@ -261,35 +235,6 @@ class WarpSimulation(Simulation):
         else:
             with wp.ScopedDevice("cpu"):
                 yield
-
-
-def _without_scenery(warp_model: Any, model: mujoco.MjModel) -> None:
-    """Lights, and cameras that no sensor reads, stay where they are: each takes a kernel in every physics step."""
-    warp_model.nlight = 0
-    if not _sees(model, np.arange(model.nsensor)):
-        warp_model.ncam = 0
-
-
-def _with_few_libraries(warp_model: Any, model: mujoco.MjModel) -> None:
-    """The solver's matrices are factored by as many threads as the inertia matrix.
-
-    Of each size and number of threads Warp links a routine from a library, which takes two seconds, one after the
-    other, where it is not in the cache. Small matrices have no use for a second warp.
-    """
-    if model.nv <= _SMALL_MATRIX:
-        warp_model.block_dim.update_gradient_cholesky = warp_model.block_dim.cholesky_factorize_solve
-
-
-def _sees(model: mujoco.MjModel, sensors: np.ndarray) -> bool:
-    """Whether any of these sensors has to do with a camera."""
-    return mujoco.mjtObj.mjOBJ_CAMERA in (*model.sensor_objtype[sensors], *model.sensor_reftype[sensors])
-
-
-def _put(model: mujoco.MjModel, batch_sizes: dict[str, int]) -> Any:
-    try:
-        return mjw.put_model(model, batch_sizes=batch_sizes)
-    except (NotImplementedError, ValueError) as error:
-        raise InputError(f"MuJoCo Warp cannot simulate the model: {summary(error)}") from error
 
 
 class _Replay:
