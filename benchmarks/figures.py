@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from benchmarks.arguments import as_arguments
 from benchmarks.series import Series, published
 from gorl_robotics.files import atomic
 
@@ -47,26 +48,34 @@ def draw_learning(every: list[Series], path: Path) -> None:
 def draw_throughput(measurements: list[dict[str, Any]], path: Path) -> bool:
     """Control steps per second against the number of worlds: a row for each machine, a panel for each part of training.
 
-    Every task has its line, if it was measured with several numbers of worlds and all else the same. False if none was.
+    What was measured with several numbers of worlds, in one file or in several, and all else the same is a line: of a
+    task, and where it has several of its settings and commit. False if there is none.
     """
-    by_machine: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    rows: dict[tuple[str, str, tuple[str, ...], str], list[dict[str, Any]]] = {}
     for result in measurements:
-        rows = [row for row in result["measurements"] if "varied" not in row]
-        if len({row["num_envs"] for row in rows}) > 1:
-            by_machine.setdefault(_short(result["hardware"]), {}).setdefault(result["task"], []).extend(rows)
-    if not by_machine:
+        others = {name: value for name, value in result["settings"].items() if name != "task"}
+        key = (_short(result["hardware"]), result["task"], tuple(as_arguments(others)), result["commit"])
+        rows.setdefault(key, []).extend(row for row in result["measurements"] if "varied" not in row)
+    rows = {key: each for key, each in rows.items() if len({row["num_envs"] for row in each}) > 1}
+    if not rows:
         return False
-    tasks = sorted({task for lines in by_machine.values() for task in lines})
-    colors = dict(
-        zip(tasks, pyplot.get_cmap("turbo")([(i + 0.5) / len(tasks) for i in range(len(tasks))]), strict=True)
-    )
+    by_machine: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for (machine, task, settings, commit), each in rows.items():
+        alone = sum(key[:2] == (machine, task) for key in rows) == 1
+        label = task if alone else ", ".join([task, *settings, commit])
+        by_machine.setdefault(machine, {})[label] = each
+    labels = sorted({label for lines in by_machine.values() for label in lines})
+    shades = pyplot.get_cmap("turbo")([(i + 0.5) / len(labels) for i in range(len(labels))])
+    colors = dict(zip(labels, shades, strict=True))
     figure, panels = _panels(len(RATES) * len(by_machine), len(RATES), sharey="row")
     places = [(machine, lines, *rate) for machine, lines in by_machine.items() for rate in RATES.items()]
     for (machine, lines, name, label), axes in zip(places, panels, strict=True):
-        for task, rows in sorted(lines.items()):
-            _draw_rates(axes, rows, name, colors[task], task)
+        for line, each in sorted(lines.items()):
+            _draw_rates(axes, each, name, colors[line], line)
+        if not axes.lines:
+            axes.set_axis_off()
         axes.set(title=f"{machine}:\n{label}", xscale="log", yscale="log")
-        measured = sorted({row["num_envs"] for rows in lines.values() for row in rows})
+        measured = sorted({row["num_envs"] for each in lines.values() for row in each})
         axes.set_xticks(measured, [_count(worlds) for worlds in measured])
         axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
@@ -80,14 +89,14 @@ def draw_throughput(measurements: list[dict[str, Any]], path: Path) -> bool:
     return True
 
 
-def _draw_rates(axes: Any, rows: list[dict[str, Any]], name: str, color: Any, task: str) -> None:
+def _draw_rates(axes: Any, rows: list[dict[str, Any]], name: str, color: Any, label: str) -> None:
     points = sorted(
         (row["num_envs"], row["stages"][name]["steps_per_second"] / 1e6)
         for row in rows
         if row["stages"].get(name, {}).get("steps_per_second")
     )
     if points:
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=task)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=label)
 
 
 def _count(worlds: int) -> str:

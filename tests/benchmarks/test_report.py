@@ -162,9 +162,9 @@ def test_every_task_has_its_line_of_rates_against_worlds(tmp_path: Path, drawn: 
         ]
         rows[2]["stages"]["train"] = {"failure": "no memory"}
         rows.append({**rows[0], "num_envs": 7, "varied": {"networks.flow_steps": 5}})
-        content = {"task": task, "hardware": "1x GPU (driver 1), 2 cores of x", "measurements": rows}
-        (tmp_path / f"{task}.json").write_text(json.dumps(content))
+        rates(tmp_path / f"{task}.json", task, rows)
     alone = {"task": "Ant", "hardware": "2 cores of x", "measurements": [{"num_envs": 256, "stages": {}}]}
+    alone.update(settings={"task": "Ant"}, commit="a")
     (tmp_path / "alone.json").write_text(json.dumps(alone))  # is no line
     ended = here([".", "--throughput", "rates.png"], tmp_path, report.main)
     assert ended.code == 0, ended.err
@@ -179,10 +179,32 @@ def test_every_task_has_its_line_of_rates_against_worlds(tmp_path: Path, drawn: 
 
 
 def test_one_number_of_worlds_is_no_picture(tmp_path: Path, drawn: list[Figure]) -> None:
-    content = {"task": "Ant", "hardware": "2 cores of x", "measurements": [{"num_envs": 256, "stages": {}}]}
-    (tmp_path / "alone.json").write_text(json.dumps(content))
+    rates(tmp_path / "alone.json", "Ant", [{"num_envs": 256, "stages": {}}])
     assert here(["."], tmp_path, report.main).out == ""
     assert not drawn
+
+
+def test_files_that_differ_in_worlds_alone_are_one_line(tmp_path: Path, drawn: list[Figure]) -> None:
+    def rows(worlds: int) -> list[dict[str, Any]]:
+        return [{"num_envs": worlds, "stages": {"physics": {"steps_per_second": 1e3 * worlds}}}]
+
+    for worlds in (64, 256):
+        rates(tmp_path / f"{worlds}.json", "Ant", rows(worlds))
+        rates(tmp_path / f"{worlds}-new.json", "Ant", rows(worlds), commit="b")
+        rates(tmp_path / f"{worlds}-tf32.json", "Ant", rows(worlds), commit="b", **{"networks.tf32": True})
+    rates(tmp_path / "wide.json", "Ant", rows(64), **{"networks.flow_steps": 20})
+    assert here(["."], tmp_path, report.main).code == 0
+    physics, *others = drawn[0].axes
+    assert [line.get_label() for line in physics.lines] == ["Ant, a", "Ant, b", "Ant, networks.tf32=true, b"]
+    assert physics.lines[1].get_xdata() == pytest.approx([64, 256])
+    assert physics.axison
+    assert not any(axes.axison for axes in others)  # nothing was measured
+
+
+def rates(path: Path, task: str, rows: list[dict[str, Any]], commit: str = "a", **settings: Any) -> None:
+    """A file as the throughput benchmark writes it."""
+    content = {"task": task, "hardware": "1x GPU (driver 1), 2 cores of x", "commit": commit, "measurements": rows}
+    path.write_text(json.dumps({**content, "settings": {"task": task, **settings}}))
 
 
 def test_the_whole_suite_is_a_square_of_panels(tmp_path: Path, drawn: list[Figure]) -> None:
