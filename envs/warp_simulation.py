@@ -246,14 +246,18 @@ class _Replay:
         self._warm = False
 
     def __call__(self) -> None:
-        with self._simulation._on_stream(), self._simulation._blocks():
+        with self._simulation._on_stream():
             if not self._warm:
-                self._function()
+                self._launch()
                 self._warm = True
                 return
             if self._graph is None:
                 self._graph = self._capture()
             wp.capture_launch(self._graph)
+
+    def _launch(self) -> None:
+        with self._simulation._blocks():
+            self._function()
 
     def _capture(self) -> Any:
         # An older graph that dies while this one is recorded would be recorded into it.
@@ -261,7 +265,7 @@ class _Replay:
         gc.disable()
         try:
             with wp.ScopedCapture() as capture:
-                self._function()
+                self._launch()
         finally:
             gc.enable()
         return capture.graph
