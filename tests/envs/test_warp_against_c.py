@@ -153,7 +153,7 @@ def test_control_step_with_the_tasks_own_solver_is_nearly_that_of_c(name: str) -
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("name", ROBOTS)
+@pytest.mark.parametrize("name", ["Ant", "BallInCup", "FingerSpin", "FishSwim", "HopperHop", "HumanoidStand"])
 def test_branches_compute_what_one_chain_does(name: str, device: str) -> None:
     task, state = make(name), reachable(name)
     with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext():
