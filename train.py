@@ -104,7 +104,7 @@ class Trainer:
                 self.checkpointer.save(progress, None, f"stage-{progress.stage}.pt")
             self.display.doing("exporting")
             if distributed.is_main():
-                from gorl_robotics.export import export_checkpoint  # ONNX takes its time to import, a start not
+                from gorl_robotics.export import export_checkpoint  # not at the top: a start need not wait for ONNX
 
                 self.display.note(f"exported to {export_checkpoint(self.folder)}")
 

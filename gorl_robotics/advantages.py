@@ -29,7 +29,7 @@ def advantages(
     if reward.device.type == "cuda":
         _launch(arrays, discount, gae_lambda)
     else:
-        from gorl_robotics.advantages_on_cpu import fill  # with a GPU numba's import is a start's time for nothing
+        from gorl_robotics.advantages_on_cpu import fill  # a start on a GPU need not wait for numba
 
         fill(*(a.numpy() for a in arrays), np.float32(discount), np.float32(gae_lambda))
     return out
