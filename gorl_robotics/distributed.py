@@ -3,11 +3,12 @@
 `torchrun --nproc-per-node=2 train.py ...` starts them. Each has worlds of its own and the same weights. With a single
 process every function here returns what it was given and launches nothing.
 
-Three rules keep the processes together. All of them call the same functions of this file in the same order, so what
+Four rules keep the processes together. All of them call the same functions of this file in the same order, so what
 decides whether one is called must be the same everywhere: counts of steps, never a clock or a signal of one's own.
 Collectives on a GPU run in one stream, one after the other: two that ran at once, in the streams of policy and critic,
-could each hold the processors that the other one waits for. And what is reduced is the same to the last bit on every
-process, so that weights which began equal stay equal.
+could each hold the processors that the other one waits for. While a captured graph with collectives may be running, no
+collective is launched on that GPU outside of a graph: what the host is told meanwhile, it gathers itself. And what is
+reduced is the same to the last bit on every process, so that weights which began equal stay equal.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def processes() -> Iterator[None]:
     if not (dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
         yield
         return
+    # By the third rule: NCCL need not order graphs and other launches, for which the host would wait at each of them.
+    os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
     with _peers():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     try:
@@ -120,13 +123,14 @@ def average_gradients(network: nn.Module, *others: Tensor) -> None:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Every process's tensor (...), all of one shape, as (processes, ...) in order of rank."""
+    """Every process's tensor (...), all of one shape, as (processes, ...) in order of rank; may be captured."""
     if size() == 1:
         return tensor.unsqueeze(0)
-    rows = tensor.new_empty(size(), *tensor.shape)
+    flat = tensor.contiguous().view(-1)
+    rows = flat.new_empty(size() * len(flat))
     with _collective(tensor.device):
-        dist.all_gather(list(rows), tensor.contiguous())
-    return rows
+        dist.all_gather_into_tensor(rows, flat)
+    return rows.view(size(), *tensor.shape)
 
 
 def merge_moments(count: int, mean: Tensor, squares: Tensor) -> tuple[int | Tensor, Tensor, Tensor]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from gorl_robotics import distributed
 from gorl_robotics.adam import Adam
-from gorl_robotics.graphs import captured
 from gorl_robotics.networks import fits_kernel, mlp
 
 _HIDDEN = 64
@@ -53,7 +52,6 @@ class Novelty(nn.Module):
         self._rows = torch.zeros(_MINIBATCHES, rows, dtype=torch.int64, device=device)
         self._turn = torch.zeros(1, dtype=torch.int64, device=device)
         self.optimizer = Adam(self.guess.parameters(), _RATE)
-        self._minibatch = captured(self._improve, device)
 
     @torch.no_grad()
     def bonus(self, observation: Tensor) -> Tensor:
@@ -74,7 +72,7 @@ class Novelty(nn.Module):
     def learn(self) -> None:
         """Learns to guess what was chosen; `draw` comes first."""
         for _ in range(_MINIBATCHES):
-            self._minibatch()
+            self._improve()
 
     def parts(self) -> list[Callable[[], object]]:
         """The parts of both that change nothing but gradients, as in `Learner.parts`."""

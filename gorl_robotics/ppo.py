@@ -67,8 +67,9 @@ class Learner:
         # Both halves call collectives, which several processes must do in one order: on a CPU that takes one thread.
         self._beside = Beside(device, config.threads if cuda or distributed.size() == 1 else 1)
         self._rollout: Rollout | None = None
-        self._policy_minibatch = captured(self._improve_policy, device)
-        self._critic_minibatch = captured(self._improve_critic, device)
+        # All minibatches are one graph each: several processes' collectives in many small ones hold up the host.
+        self._policy_minibatches = captured(partial(self._each_minibatch, self._improve_policy), device)
+        self._critic_minibatches = captured(self._improve_values, device)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -95,12 +96,10 @@ class Learner:
         self._beside.join()
         if rollout is not self._rollout:
             self._rollout = rollout
-            # What gathers from every process is left alone: its collectives are not made for a graph.
-            alone = distributed.size() == 1
             prepare = partial(self._prepare_minibatches, rollout)
-            self._prepare = captured(prepare, self._order.device, [self._generator]) if alone else prepare
+            self._prepare = captured(prepare, self._order.device, [self._generator])
         self._prepare()
-        self._beside(lambda: self._each_minibatch(self._policy_minibatch), self._improve_values)
+        self._beside(self._policy_minibatches, self._critic_minibatches)
 
     def parts(self) -> list[Callable[[], object]]:
         """Acting, and what of an update changes nothing but gradients, whatever is in its buffers; for `compiling`."""
@@ -120,20 +119,20 @@ class Learner:
         return [policy, critic, act, *([] if self.novelty is None else self.novelty.parts())]
 
     def metrics(self) -> Tensor:
-        """Means over the last update's minibatches and all processes, named by `metric_names`; still on the device."""
+        """Means over the last update's minibatches in this process, named by `metric_names`; still on the device."""
         self._beside.join()
         return self._means()
 
-    def metrics_later(self, others: Callable[..., Tensor], *given: Tensor) -> Later:
-        """The values of `others(*given)`, (n,), and then `metrics`, without making any work wait for the critic.
+    def metrics_later(self, *others: Tensor) -> Later:
+        """The values of `others`, (n,) or (), and then `metrics`, without making any work wait for the critic.
 
-        What is `given` must be nobody else's: `others`, which may take means over all processes, comes to it later.
+        The others must be nobody else's: they are come to later.
         """
         with self._beside.behind():
-            for tensor in given:
+            for tensor in others:
                 if tensor.is_cuda:
                     tensor.record_stream(torch.cuda.current_stream())  # its memory is in use until then
-            return Later(torch.cat([others(*given), self._means()]))
+            return Later(torch.cat([*(tensor.view(-1) for tensor in others), self._means()]))
 
     def restart_policy(self, regularisation: float) -> None:
         """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept."""
@@ -213,9 +212,7 @@ class Learner:
         return self.critic(self.critic_normaliser(observation)).squeeze(-1)
 
     def _means(self) -> Tensor:
-        means = torch.cat([self._policy_sums, self._value_sum]) / (self.config.epochs * self.config.minibatches)
-        distributed.average(means)
-        return means
+        return torch.cat([self._policy_sums, self._value_sum]) / (self.config.epochs * self.config.minibatches)
 
     def _each_minibatch(self, improve: Callable[[], None]) -> None:
         for _ in range(self.config.epochs * self.config.minibatches):
@@ -224,7 +221,7 @@ class Learner:
     def _improve_values(self) -> None:
         if self.novelty is not None:
             self.novelty.learn()
-        self._each_minibatch(self._critic_minibatch)
+        self._each_minibatch(self._improve_critic)
 
     def _buffers(self) -> dict[str, Tensor]:
         return {**self._read, "observation": self._observation, "advantage": self._advantage}

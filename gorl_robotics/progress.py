@@ -96,7 +96,7 @@ class Progress:
         env, counts = collector.env, self._counts()
         returns, reward = env.last_return[env.num_envs :].clone(), collector.rollout.reward.mean()
         faults = Later(env.faults())
-        values = learner.metrics_later(_summary, returns, reward, learner.policy_rate.clone())
+        values = learner.metrics_later(returns, reward, learner.policy_rate.clone())
         names = (*_REPORTED, *learner.metric_names)
         before, self._pending = self._pending, lambda: self._tell(env, faults, values, names, counts, samples)
         before()
@@ -119,7 +119,7 @@ class Progress:
         if fault and not self._faulty:
             self._faulty = True  # once is enough: it may come with every iteration
             self._display.note(f"{fault}; training goes on")
-        row = dict(zip(names, values.now().tolist(), strict=True))
+        row = dict(zip(names, _over_processes(values.now(), len(names)), strict=True))
         _check_losses(row, counts["steps"])
         if not distributed.is_main():
             return
@@ -170,11 +170,11 @@ class Progress:
         return self._before + at - self._since
 
 
-def _summary(returns: Tensor, reward: Tensor, rate: Tensor) -> Tensor:
-    """Values of `_REPORTED`, from each process's monitors' last returns (m,), its mean reward and the policy's rate."""
-    returns = distributed.gather(returns).flatten()
-    distributed.average(reward)
-    return torch.stack([returns.nanmean(), returns.nanquantile(0.1), reward, rate])
+def _over_processes(values: Tensor, count: int) -> list[float]:
+    """As many numbers as are reported, from each process's values: its monitors' last returns, then the others."""
+    every = distributed.gather(values)
+    returns, others = every.split([every.shape[1] - count + 2, count - 2], dim=1)
+    return [float(returns.nanmean()), float(returns.nanquantile(0.1)), *others.mean(dim=0).tolist()]
 
 
 def _check_losses(row: Mapping[str, float], steps: int) -> None:

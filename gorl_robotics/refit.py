@@ -71,7 +71,7 @@ def refit(
         fit.step()
         if update % every == 0 or update == config.updates:
             with torch.no_grad():
-                validation_loss = decoder.loss(*held_out)
+                validation_loss = decoder.loss(*held_out).cpu()
             distributed.average(validation_loss)
             loss = float(validation_loss)
             if loss < best:

@@ -18,6 +18,7 @@ from fake_environment import small_config
 from test_ppo import Setup, weights
 from torch import Tensor
 
+import gorl_robotics.graphs
 import gorl_robotics.refit
 from gorl_robotics import distributed
 from gorl_robotics.config import Config
@@ -111,10 +112,13 @@ def learnt(device: torch.device) -> dict[str, Any]:
     else:
         torch.nn.init.zeros_(setup.policy.latent.network[0].weight)  # to be overwritten
     distributed.broadcast(setup.policy, *setup.learner.networks)
-    with mock.patch.object(torch, "randperm", shuffles(rank)):
+    # On GPUs the second update is a captured one.
+    warm_up = mock.patch.object(gorl_robotics.graphs, "WARM_UP_CALLS", 1)
+    with warm_up, mock.patch.object(torch, "randperm", shuffles(rank)):
         for rollout in rollouts:
             setup.learner.update(half(rollout, rank, device))
-    metrics = setup.learner.metrics()  # waits for the critic, which may be learning still
+    metrics = setup.learner.metrics().cpu()  # waits for the critic, which may be learning still
+    distributed.average(metrics)
     found = {
         "policy": weights(setup.policy.latent),
         "critic": weights(setup.learner.critic),

@@ -204,7 +204,7 @@ def halves_threads(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> dict[st
         return improved
 
     for half in ("policy", "critic"):
-        name = f"_{half}_minibatch"
+        name = f"_{half}_minibatches"
         monkeypatch.setattr(learner, name, watched(half, getattr(learner, name)))
     return found
 
@@ -249,7 +249,7 @@ def test_a_half_that_fails_fails_the_update_and_leaves_nothing_running(
         raise ArithmeticError(half)
 
     with monkeypatch.context() as patched:
-        patched.setattr(setup.learner, f"_{half}_minibatch", fails)
+        patched.setattr(setup.learner, f"_{half}_minibatches", fails)
         where.clear()
         with pytest.raises(ArithmeticError, match=half):
             setup.iterate(1)
