@@ -1,4 +1,4 @@
-"""What the critic's kernels are made of: products of TF32 parts, and layers forwards and backwards, half by half.
+"""What the critic's kernels are made of: products of TF32 parts, and layers forwards and backwards.
 
 Matrices that are multiplied are kept such that the summed axis is contiguous, which is how tensor cores take TF32
 operands: what a block of rows leaves behind is transposed, (units, stride), a row's `place` is its column.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gorl_robotics.mlp_blocks import add, slope
+from gorl_robotics.mlp_blocks import add
 
 
 @triton.jit
@@ -25,45 +25,40 @@ def product(  # type: ignore[no-untyped-def]
     place,
     stride,
     right,
+    unit,
     size: tl.constexpr,
     width: tl.constexpr,
     block: tl.constexpr,
     chunk: tl.constexpr,
     exact: tl.constexpr,
 ):
-    """(block, width) of the columns `place` of (size, stride), transposed, and packed weights (2, width, size)."""
-    unit = tl.arange(0, width)
-    total = tl.zeros((block, width), tl.float32)
+    """The columns `place` of (size, stride), transposed, times the rows `unit` of packed weights (2, width, size)."""
+    total = tl.zeros((block, unit.shape[0]), tl.float32)
     for start in range(0, size, chunk):
         axis = start + tl.arange(0, chunk)
         a = tl.load(left + axis[None, :] * stride + place[:, None])
         w = right + unit[:, None] * size + axis[None, :]
+        big, small = split(a)  # in registers, as the left operand has to be: only there may the units be its columns
         if exact:
-            big, small = split(a)
             w_big, w_small = tl.trans(tl.load(w)), tl.trans(tl.load(w + width * size))
             total = tl.dot(small, w_big, total, input_precision="tf32")
             total = tl.dot(big, w_small, total, input_precision="tf32")
             total = tl.dot(big, w_big, total, input_precision="tf32")
         else:
-            total = tl.dot(a, tl.trans(tl.load(w)), total, input_precision="tf32")
+            total = tl.dot(big, tl.trans(tl.load(w)), total, input_precision="tf32")
     return total
 
 
 @triton.jit
-def half_of(x, half: tl.constexpr, block: tl.constexpr, width: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The left or right half of (block, width), and its columns: one after the other they fit into registers."""
-    left, right = tl.split(tl.permute(tl.reshape(x, (block, 2, width // 2)), (0, 2, 1)))
-    unit = half * (width // 2) + tl.arange(0, width // 2)
-    return left if half == 0 else right, unit
-
-
-@triton.jit
-def activate(p, kept, slopes, place, stride, block: tl.constexpr, width: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Leaves the SiLU of (block, width) transposed with `kept`, and its derivative with `slopes`."""
-    for half in tl.static_range(2):
-        q, unit = half_of(p, half, block, width)
-        tl.store(kept + unit[None, :] * stride + place[:, None], q * tl.sigmoid(q))
-        tl.store(slopes + tl.arange(0, block)[:, None] * width + unit[None, :], slope(q))
+def activate(  # type: ignore[no-untyped-def]
+    p, unit, biases, kept, slopes, place, stride, block: tl.constexpr, width: tl.constexpr
+):
+    """Adds biases, and leaves the SiLU of (block, units) transposed with `kept`, its derivative with any `slopes`."""
+    p += tl.load(biases + unit)[None, :]
+    s = tl.sigmoid(p)
+    tl.store(kept + unit[None, :] * stride + place[:, None], p * s)
+    if slopes is not None:
+        tl.store(slopes + tl.arange(0, block)[:, None] * width + unit[None, :], s * (1.0 + p * (1.0 - s)))
 
 
 @triton.jit
@@ -76,40 +71,47 @@ def leave(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def head_backward(  # type: ignore[no-untyped-def]
-    p,
-    wanted,
+def head_value(  # type: ignore[no-untyped-def]
+    h,
     head,
     head_bias,
-    kept,
-    sums,
-    more,
-    here,
-    count,
     place,
     stride,
     width: tl.constexpr,
-    layers: tl.constexpr,
     block: tl.constexpr,
     padded: tl.constexpr,
+    across: tl.constexpr,
 ):
-    """From the last hidden layer (block, padded) before its SiLU: the error, and all gradients of it that are left."""
+    """What the head makes of the columns `place` of `h`, (padded, stride); (block,)."""
     value = tl.zeros((block,), tl.float32) + tl.load(head_bias)
-    for half in tl.static_range(2):
-        q, unit = half_of(p, half, block, padded)
+    for part in range(padded // across):
+        unit = part * across + tl.arange(0, across)
         w = tl.load(head + unit, mask=unit < width, other=0.0)
-        value += tl.sum(q * tl.sigmoid(q) * w[None, :], axis=1)
+        value += tl.sum(tl.load(h + unit[None, :] * stride + place[:, None]) * w[None, :], axis=1)
+    return value
+
+
+@triton.jit
+def value_gradient(value, wanted, sums, more, here, count):  # type: ignore[no-untyped-def]
+    """The loss's gradient of values (block,); sums it, which is that of the head's bias, and squared errors."""
     error = tl.where(here, value - wanted, 0.0)
-    up = error / count
-    vectors = sums + layers * width
-    add(vectors + width, tl.sum(up), (True, more))
-    add(vectors + width + 1, tl.sum(error * error) / count, (True, more))
-    for half in tl.static_range(2):
-        q, unit = half_of(p, half, block, padded)
-        w = tl.load(head + unit, mask=unit < width, other=0.0)
-        add(vectors + unit, tl.sum(up[:, None] * (q * tl.sigmoid(q)), axis=0), (unit < width, more))
-        delta = up[:, None] * w[None, :] * slope(q)
-        leave(delta, unit, kept, sums + (layers - 1) * width, more, place, stride, width)
+    add(sums, tl.sum(error) / count, (True, more))
+    add(sums + 1, tl.sum(error * error) / count, (True, more))
+    return error / count
+
+
+@triton.jit
+def head_gradient(  # type: ignore[no-untyped-def]
+    up, h, head, slopes, unit, sums, more, place, stride, width: tl.constexpr, block: tl.constexpr, padded: tl.constexpr
+):
+    """From the gradient (block,) of what the head gives, that of units of the last layer before their SiLU.
+
+    Sums that of the head's weights.
+    """
+    seen = tl.load(h + unit[None, :] * stride + place[:, None])
+    add(sums + unit, tl.sum(up[:, None] * seen, axis=0), (unit < width, more))
+    w = tl.load(head + unit, mask=unit < width, other=0.0)
+    return up[:, None] * w[None, :] * tl.load(slopes + tl.arange(0, block)[:, None] * padded + unit[None, :])
 
 
 @triton.jit

@@ -14,30 +14,52 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from gorl_robotics.critic_blocks import activate, half_of, head_backward, leave, product, split, weight_gradient
+from gorl_robotics.critic_blocks import (
+    activate,
+    head_gradient,
+    head_value,
+    leave,
+    product,
+    split,
+    value_gradient,
+    weight_gradient,
+)
 from gorl_robotics.mlp_blocks import precision, tile
 
 BESIDE = 48  # programs while another stream has work: the other processors are left to it
-# Rows of a block, or outputs of a layer whose weights' gradient is summed at a time; 16 rows for each of the program's
-# warps, so that each has whole rows of a product; how much of the summed axis is loaded at a time, and that many ahead.
-ROWS, ROWS_WARPS, ROWS_CHUNK, ROWS_STAGES = 64, 4, 16, 4
+ROWS = 64  # of a block
+# Units of a layer that are worked on at a time, a program's warps, how much of the summed axis is loaded at a time, and
+# how far ahead: with products of three TF32 parts, and with those of one.
+EXACT, ROUNDED = (128, 4, 32, 3), (256, 8, 16, 4)
+# The same where weights' gradients are summed, first the outputs of a layer.
 TILE, TILE_WARPS, TILE_CHUNK, TILE_STAGES = 128, 8, 32, 3
 _PACKED = 64  # a square of weights that a program splits
 
 
 @triton.jit
 def _pack(  # type: ignore[no-untyped-def]
-    weights, packed, inputs, width, first: tl.constexpr, padded: tl.constexpr, layers: tl.constexpr, side: tl.constexpr
+    weights,
+    biases,
+    packed,
+    inputs,
+    width,
+    first: tl.constexpr,
+    padded: tl.constexpr,
+    layers: tl.constexpr,
+    side: tl.constexpr,
 ):
     # A layer's weights (padded, padded), big and small, then transposed; the first layer's (padded, first) only once.
+    # Behind all of them the biases, (layers, padded).
     out = tl.program_id(0) * side + tl.arange(0, side)[:, None]
     unit = tl.program_id(1) * side + tl.arange(0, side)[None, :]
+    ends = packed + 2 * padded * first + 4 * (layers - 1) * padded * padded
     if tl.program_id(2) == 0:
         w = tl.load(weights[0] + out * inputs + unit, mask=(out < width) & (unit < inputs), other=0.0)
         big, small = split(w)
         place, here = packed + out * first + unit, unit < first
         tl.store(place, big, mask=here)
         tl.store(place + padded * first, small, mask=here)
+        tl.store(ends + out, tl.load(biases[0] + out, mask=out < width, other=0.0))
     for layer in tl.static_range(1, layers):
         if tl.program_id(2) == layer:
             w = tl.load(weights[layer] + out * width + unit, mask=(out < width) & (unit < width), other=0.0)
@@ -47,6 +69,7 @@ def _pack(  # type: ignore[no-untyped-def]
             tl.store(own + padded * padded + out * padded + unit, small, mask=here)
             tl.store(own + 2 * padded * padded + unit * padded + out, big, mask=here)
             tl.store(own + 3 * padded * padded + unit * padded + out, small, mask=here)
+            tl.store(ends + layer * padded + out, tl.load(biases[layer] + out, mask=out < width, other=0.0))
 
 
 @triton.jit
@@ -55,8 +78,8 @@ def _rows(  # type: ignore[no-untyped-def]
     target,
     rows,
     packed,
-    biases,
     head,
+    head_bias,
     features,
     deltas,
     slopes,
@@ -71,44 +94,59 @@ def _rows(  # type: ignore[no-untyped-def]
     layers: tl.constexpr,
     exact: tl.constexpr,
     block: tl.constexpr,
+    across: tl.constexpr,
     chunk: tl.constexpr,
 ):
-    # `features` are what each layer sees, `deltas` the gradients of what it gives, both (units, stride); `sums` of a
-    # program those of the biases, of the head's weights and bias, and of squared errors.
-    axis, unit = tl.arange(0, first), tl.arange(0, padded)
-    slopes += tl.program_id(0) * (layers - 1) * block * padded
-    sums += tl.program_id(0) * ((layers + 1) * width + 2)
+    # `features` are what each layer sees and the last one gives, `deltas` the gradients of what each gives, both
+    # (units, stride); `sums` of a program those of the biases, of the head's weights and bias, and of squared errors.
+    # So many units `across` are worked on at a time, in loops that stay loops: more would not fit into registers.
     square: tl.constexpr = padded * padded
+    parts: tl.constexpr = padded // across
+    slopes += tl.program_id(0) * layers * block * padded
+    sums += tl.program_id(0) * ((layers + 1) * width + 2)
+    hidden = packed + 2 * padded * first
+    biases = hidden + 4 * (layers - 1) * square
+    above = features + first * stride
     for turn in range(turns):
         more = turn > 0
         place = (turn * tl.num_programs(0) + tl.program_id(0)) * block + tl.arange(0, block)
         here = place < count
-        row = tl.load(rows + place, mask=here, other=0)
+        row, axis = tl.load(rows + place, mask=here, other=0), tl.arange(0, first)
         seen = tile(x, row, axis, inputs, here[:, None] & (axis < inputs)[None, :])
         tl.store(features + axis[None, :] * stride + place[:, None], seen)
         tl.debug_barrier()  # other threads of this program read what is stored, here and below
-        p = product(features, place, stride, packed, first, padded, block, min(first, chunk), exact)
-        p += tl.load(biases[0] + unit, mask=unit < width, other=0.0)[None, :]
-        for layer in tl.static_range(1, layers):
-            kept = features + (first + (layer - 1) * padded) * stride
-            activate(p, kept, slopes + (layer - 1) * block * padded, place, stride, block, padded)
+        for part in range(parts):
+            unit = part * across + tl.arange(0, across)
+            p = product(features, place, stride, packed, unit, first, padded, block, min(first, chunk), exact)
+            activate(p, unit, biases, above, slopes, place, stride, block, padded)
+        for layer in range(1, layers):
             tl.debug_barrier()
-            right = packed + 2 * padded * first + 4 * (layer - 1) * square
-            p = product(kept, place, stride, right, padded, padded, block, chunk, exact)
-            p += tl.load(biases[layer] + unit, mask=unit < width, other=0.0)[None, :]
+            kept, own = above + (layer - 1) * padded * stride, slopes + layer * block * padded
+            for part in range(parts):
+                unit = part * across + tl.arange(0, across)
+                right = hidden + 4 * (layer - 1) * square
+                p = product(kept, place, stride, right, unit, padded, padded, block, chunk, exact)
+                activate(p, unit, biases + layer * padded, kept + padded * stride, own, place, stride, block, padded)
+        tl.debug_barrier()
         wanted = tl.load(target + row, mask=here, other=0.0)
-        last, bias = deltas + (layers - 1) * padded * stride, biases[layers]
-        head_backward(p, wanted, head, bias, last, sums, more, here, count, place, stride, width, layers, block, padded)
-        for back in tl.static_range(1, layers):
+        h, own = above + (layers - 1) * padded * stride, slopes + (layers - 1) * block * padded
+        delta = deltas + (layers - 1) * padded * stride
+        vectors = sums + layers * width
+        value = head_value(h, head, head_bias, place, stride, width, block, padded, across)
+        to_value = value_gradient(value, wanted, vectors + width, more, here, count)
+        for part in range(parts):
+            unit = part * across + tl.arange(0, across)
+            up = head_gradient(to_value, h, head, own, unit, vectors, more, place, stride, width, block, padded)
+            leave(up, unit, delta, vectors - width, more, place, stride, width)
+        for back in range(1, layers):
             tl.debug_barrier()
-            kept = deltas + (layers - back) * padded * stride
-            right = packed + 2 * padded * first + 4 * (layers - back - 1) * square + 2 * square
-            delta = product(kept, place, stride, right, padded, padded, block, chunk, exact)
-            own = slopes + (layers - back - 1) * block * padded
-            for half in tl.static_range(2):
-                d, few = half_of(delta, half, block, padded)
-                d *= tl.load(own + tl.arange(0, block)[:, None] * padded + few[None, :])
-                leave(d, few, kept - padded * stride, sums + (layers - back - 1) * width, more, place, stride, width)
+            kept, own = deltas + (layers - back) * padded * stride, slopes + (layers - back - 1) * block * padded
+            for part in range(parts):
+                unit = part * across + tl.arange(0, across)
+                right = hidden + 4 * (layers - back - 1) * square + 2 * square
+                up = product(kept, place, stride, right, unit, padded, padded, block, chunk, exact)
+                up *= tl.load(own + tl.arange(0, block)[:, None] * padded + unit[None, :])
+                leave(up, unit, kept - padded * stride, sums + (layers - back - 1) * width, more, place, stride, width)
 
 
 @triton.jit
@@ -174,9 +212,7 @@ def gradients(
         A gradient for every parameter, views of two buffers; and the mean of squared errors, ().
     """
     parameters = [each.detach() for each in critic.parameters()]
-    weights, width = parameters[:-2:2], len(parameters[0])
-    first, padded = (max(least, triton.next_power_of_2(n)) for least, n in ((16, weights[0].shape[1]), (64, width)))
-    shape = {"first": first, "padded": padded, "layers": len(weights), "exact": precision() == "tf32x3"}
+    weights, width, shape = parameters[:-2:2], len(parameters[0]), shape_arguments(parameters)
     features, deltas, sums = _passes(parameters, observation, target, rows, most, shape)
     partial = _products(weights, features, deltas, most, shape)
     numbers, vectors = partial.sum(dim=0), sums.sum(dim=0)
@@ -187,32 +223,57 @@ def gradients(
     return [each.view(other.shape) for each, other in zip(ordered, parameters, strict=True)], loss.squeeze(0)
 
 
+def shape_arguments(parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """The constants that kernels here are compiled for, from a critic's weights and biases in turn."""
+    width, inputs = parameters[0].shape
+    first, padded = (max(least, triton.next_power_of_2(size)) for least, size in ((16, inputs), (64, width)))
+    return {"first": first, "padded": padded, "layers": len(parameters) // 2 - 1, "exact": precision() == "tf32x3"}
+
+
+def block_arguments(shape: dict[str, Any]) -> dict[str, Any]:
+    """How a block of rows is worked on, and launched."""
+    across, warps, chunk, stages = EXACT if shape["exact"] else ROUNDED
+    across = min(across, shape["padded"])
+    return {"block": ROWS, "across": across, "chunk": chunk, "num_warps": warps, "num_stages": stages}
+
+
+def packed(parameters: Sequence[Tensor], first: int, padded: int, layers: int) -> Tensor:
+    """Hidden layers' weights and biases as `_pack` says."""
+    width, inputs = parameters[0].shape
+    out = parameters[0].new_empty(2 * padded * first + 4 * (layers - 1) * padded * padded + layers * padded)
+    grid = (padded // _PACKED, triton.cdiv(max(first, padded), _PACKED), layers)
+    weights, biases = tuple(parameters[:-2:2]), tuple(parameters[1:-2:2])
+    _pack[grid](weights, biases, out, inputs, width, first, padded, layers, _PACKED)
+    return out
+
+
+def programs_and_turns(rows: int, most: int) -> tuple[int, int]:
+    """Programs for so many rows, no more than their turns need, and the blocks of rows that each works through."""
+    blocks = triton.cdiv(rows, ROWS)
+    turns = triton.cdiv(blocks, most)
+    return triton.cdiv(blocks, turns), turns
+
+
 def _passes(
     parameters: list[Tensor], x: Tensor, target: Tensor, rows: Tensor, most: int, shape: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Forwards and backwards: `features`, `deltas` and every program's `sums`, as the kernel says."""
-    weights, (width, inputs) = tuple(parameters[:-2:2]), parameters[0].shape
+    (width, inputs), new = parameters[0].shape, x.new_empty
     first, padded, layers = shape["first"], shape["padded"], shape["layers"]
-    new = x.new_empty
-    packed = new(2 * padded * first + 4 * (layers - 1) * padded * padded)
-    grid = (padded // _PACKED, triton.cdiv(max(first, padded), _PACKED), layers)
-    _pack[grid](weights, packed, inputs, width, first, padded, layers, _PACKED)
-    blocks = triton.cdiv(len(rows), ROWS)
-    turns = triton.cdiv(blocks, most)
-    programs = triton.cdiv(blocks, turns)  # no more than so many turns need
+    programs, turns = programs_and_turns(len(rows), most)
     stride = programs * turns * ROWS
-    features, deltas = new(first + (layers - 1) * padded, stride), new(layers * padded, stride)
+    features, deltas = new(first + layers * padded, stride), new(layers * padded, stride)
     sums = new(programs, (layers + 1) * width + 2)
     _rows[(programs,)](
         x,
         target,
         rows,
-        packed,
-        tuple(parameters[1::2]),
+        packed(parameters, first, padded, layers),
         parameters[-2],
+        parameters[-1],
         features,
         deltas,
-        new(programs, layers - 1, ROWS, padded),
+        new(programs, layers, ROWS, padded),
         sums,
         len(rows),
         stride,
@@ -220,10 +281,7 @@ def _passes(
         inputs,
         width,
         **shape,
-        block=ROWS,
-        chunk=ROWS_CHUNK,
-        num_warps=ROWS_WARPS,
-        num_stages=ROWS_STAGES,
+        **block_arguments(shape),
     )
     return features, deltas, sums
 

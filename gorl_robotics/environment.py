@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Step(Protocol):
-    """Buffers of a control step over W worlds; see `envs.vector_env.Step`."""
+    """Buffers of a control step over W worlds; see `envs.vector_env.Step`.
+
+    Where no episode has ended, the observations are, to the bit, those that the step led to.
+    """
 
     @property
     def observation(self) -> Tensor: ...  # noqa: D102

@@ -16,7 +16,7 @@ from gorl_robotics.config import Config
 from gorl_robotics.graphs import captured
 from gorl_robotics.later import Later
 from gorl_robotics.losses import value_gradients
-from gorl_robotics.networks import Normaliser, clip_gradients, mlp
+from gorl_robotics.networks import Normaliser, clip_gradients, fits_critic_kernel, mlp
 from gorl_robotics.novelty import Novelty
 from gorl_robotics.policy import Policy
 from gorl_robotics.rollout import Rollout
@@ -187,7 +187,7 @@ class Learner:
         advantage = advantages(
             self._paid(rollout) * self.config.reward_scale,
             value,
-            self._values(rollout.terminal_critic_observation),
+            self._next_values(rollout, value),
             rollout.terminated,
             rollout.truncated,
             self.config.discount,
@@ -208,8 +208,23 @@ class Learner:
         led_to = self.critic_normaliser(rollout.terminal_critic_observation)
         return rollout.reward + self.config.novelty * self.novelty.bonus(led_to)
 
-    def _values(self, observation: Tensor) -> Tensor:
-        return self.critic(self.critic_normaliser(observation)).squeeze(-1)
+    def _values(self, observation: Tensor, asked: Tensor | None = None) -> Tensor:
+        """The critic's values (T, N); those that are not `asked` for, (T, N), bool, may be anything."""
+        seen = self.critic_normaliser(observation)
+        if fits_critic_kernel(self.critic):
+            from gorl_robotics.value_kernel import values
+
+            return values(self.critic, seen.flatten(0, 1), None if asked is None else asked.flatten()).view_as(
+                seen[..., 0]
+            )
+        return self.critic(seen).squeeze(-1)
+
+    def _next_values(self, rollout: Rollout, value: Tensor) -> Tensor:
+        """Values of what each step led to, (T, N): where the episode goes on, that of the next step's observation."""
+        ends = rollout.terminated | rollout.truncated
+        ends[-1] = True
+        there = self._values(rollout.terminal_critic_observation, ends)
+        return torch.where(ends, there, value.roll(-1, 0))
 
     def _means(self) -> Tensor:
         return torch.cat([self._policy_sums, self._value_sum]) / (self.config.epochs * self.config.minibatches)

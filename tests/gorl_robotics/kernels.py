@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from gorl_robotics import critic_kernel, mlp_kernel, policy_kernel
+from gorl_robotics import critic_kernel, mlp_kernel, policy_kernel, value_kernel
 from gorl_robotics.adapt_kernel import adapt
 from gorl_robotics.clip_kernel import clip
 from gorl_robotics.config import Ppo
@@ -114,6 +114,17 @@ def check_critic(inputs: int, hidden: list[int], rows: int, programs: int, devic
     close(error, expected)
     for gradient, parameter in zip(gradients, exact.parameters(), strict=True):
         close(gradient, parameter.grad)
+    check_values(critic, exact, observation, programs)
+
+
+def check_values(critic: nn.Sequential, exact: nn.Sequential, observation: Tensor, programs: int) -> None:
+    """All values, and those of a few rows of which whole blocks ask for none."""
+    expected = exact(observation.double()).squeeze(-1)
+    asked = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
+    asked[-1] = asked[len(asked) // 3] = True
+    with mock.patch.object(value_kernel, "PROGRAMS", programs):
+        close(value_kernel.values(critic, observation), expected)
+        close(value_kernel.values(critic, observation, asked)[asked], expected[asked])
 
 
 def check_decoder(observation: int, size: int, rows: int, device: str) -> None:
