@@ -73,7 +73,8 @@ class Trainer:
                 threads=threads,
             )
             self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads, noise=False)
-        self.collector = Collector(self.env, self.policy, steps, self.generator)
+        # All that a control step draws comes from one generator: each costs a graph's launch two small kernels.
+        self.collector = Collector(self.env, self.policy, steps, self.env.generator)
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
         recorded = self.checkpointer.restore(saved) if saved else None

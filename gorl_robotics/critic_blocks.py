@@ -9,14 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gorl_robotics.mlp_blocks import add
-
-
-@triton.jit
-def split(x):  # type: ignore[no-untyped-def]
-    """`x` rounded to TF32, and what is missing."""
-    big = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return big, x - big
+from gorl_robotics.mlp_blocks import add, split
 
 
 @triton.jit

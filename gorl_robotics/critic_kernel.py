@@ -20,11 +20,10 @@ from gorl_robotics.critic_blocks import (
     head_value,
     leave,
     product,
-    split,
     value_gradient,
     weight_gradient,
 )
-from gorl_robotics.mlp_blocks import precision, tile
+from gorl_robotics.mlp_blocks import precision, split, tile
 
 BESIDE = 48  # programs while another stream has work: the other processors are left to it
 ROWS = 64  # of a block

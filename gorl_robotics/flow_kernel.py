@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from gorl_robotics.mlp_blocks import layer, precision, silu, tile
+from gorl_robotics.mlp_blocks import dot, layer, precision, silu, tile
 from gorl_robotics.mlp_kernel import padded
 
 WARPS = 4  # of a program: each has 16 of the 64 outputs of a layer
@@ -53,10 +53,10 @@ def path_end(  # type: ignore[no-untyped-def]
     for step in range(steps):
         time = tl.load(clock + step * times + axis - size, mask=timed, other=1.0)
         point = tl.where(timed[:, None], 1.0, x)
-        h = silu(seen + tl.dot(first * time[None, :], point, input_precision=precision))
+        h = silu(seen + dot(first * time[None, :], point, precision))
         for index in tl.static_range(1, layers):
             h = silu(layer(h, weights[index], biases[index], width, width, width, width, width, precision))
-        x -= (tl.dot(last, h, input_precision=precision) + bias[:, None]) / tl.load(divisor + step)
+        x -= (dot(last, h, precision) + bias[:, None]) / tl.load(divisor + step)
     return x
 
 

@@ -22,7 +22,7 @@ def captured(
     Args:
         function: launches device work only: no host synchronisation, no copies from the host.
         device: where it works.
-        generators: those it draws random numbers from.
+        generators: those it draws random numbers from; one may come twice.
     """
     return function if device.type != "cuda" else _Graph(function, generators)
 
@@ -44,7 +44,7 @@ class _Graph:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
+        for generator in dict.fromkeys(self._generators):
             graph.register_generator_state(generator)
         # An older graph that dies while this one is recorded would be recorded into it.
         torch.cuda.synchronize()

@@ -85,7 +85,7 @@ class Collector:
         env: its last `num_worlds - num_envs` worlds act without noise and are not part of the rollout.
         policy: acts on the whole batch.
         steps: T of a rollout.
-        generator: draws the policy's noise; on the environment's device.
+        generator: draws the policy's noise; on the environment's device, and may be its own.
     """
 
     def __init__(self, env: Environment, policy: Policy, steps: int, generator: torch.Generator) -> None:
