@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from gorl_robotics.decoder import Decoder
-from gorl_robotics.flow_kernel import ROWS, WARPS, path_arguments, path_end
+from gorl_robotics.flow_kernel import WARPS, block_rows, path_arguments, path_end
 from gorl_robotics.mlp_blocks import layer, precision, silu, softplus
 from gorl_robotics.mlp_kernel import padded
 from gorl_robotics.networks import MIN_STD, OBSERVATION_CLIP, UNIT_STD, Normaliser
@@ -151,7 +151,7 @@ def act(
     latent, action, log_prob = torch.empty_like(noise), torch.empty_like(noise), noise.new_empty(len(noise))
     decoded = latent if decoder is None else torch.empty_like(noise)
     policy_width, seen = parameters[0].shape
-    _act[(triton.cdiv(len(noise), ROWS),)](
+    _act[(triton.cdiv(len(noise), block_rows(len(noise))),)](
         observation,
         noise,
         normaliser.shift,
@@ -169,7 +169,7 @@ def act(
         policy_layers=len(parameters) // 2 - 1,
         **decoding,
         precision=precision(),
-        block=ROWS,
+        block=block_rows(len(noise)),
         num_warps=WARPS,
     )
     return Acted(latent, decoded, action, log_prob)

@@ -19,6 +19,7 @@ from gorl_robotics.mlp_kernel import padded
 
 WARPS = 4  # of a program: each has 16 of the 64 outputs of a layer
 ROWS = 32  # of a program: 4,096 worlds are then about one program for each of a large GPU's processors
+MANY = 3 * 132 * ROWS  # from here on a program has twice as many: its weights serve more rows
 
 
 @triton.jit
@@ -90,6 +91,11 @@ def _decode(  # type: ignore[no-untyped-def]
     tl.store(out + place, x, mask=real)
 
 
+def block_rows(count: int) -> int:
+    """Rows of a program for a batch of so many."""
+    return ROWS if count < MANY else 2 * ROWS
+
+
 def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor, z: Tensor) -> Tensor:
     """The steps from z (N, a) to the pre-tanh action (N, a), of the accuracy that `mlp_blocks.precision` names.
 
@@ -102,7 +108,7 @@ def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor,
     """
     parameters, z = list(network.parameters()), z.contiguous()
     out, arguments = torch.empty_like(z), path_arguments(parameters, clock)
-    _decode[(triton.cdiv(len(z), ROWS),)](
+    _decode[(triton.cdiv(len(z), block_rows(len(z))),)](
         seen.contiguous(),
         z,
         tuple(parameters[::2]),
@@ -113,7 +119,7 @@ def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor,
         len(z),
         **arguments,
         precision=precision(),
-        block=ROWS,
+        block=block_rows(len(z)),
         num_warps=WARPS,
     )
     return out
