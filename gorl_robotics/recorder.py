@@ -79,8 +79,11 @@ class Recorder:
             fitted.append({name: getattr(self._rollout, name).clone() for name in _FITTED})
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """Closes the file and gives all that was recorded: observations (S, N, obs) and actions (S, N, a)."""
-        self.close()
+        """Takes no more, and gives all that was recorded: observations (S, N, obs) and actions (S, N, a)."""
+        if self._kept and self._writer is not None:
+            self._writer.finish()  # a refit need not wait for the disk
+        else:
+            self.close()
         parts = self._from_earlier() + (self._kept or self._from_file()) + self._memory
         if not parts:  # the disk failed under the stage's last rollout
             parts = [{name: getattr(self._rollout, name).clone() for name in _FITTED}]

@@ -16,6 +16,7 @@ from gorl_robotics.decoder import Decoder
 from gorl_robotics.graphs import captured
 
 _VALIDATIONS = 20
+_MOST_AT_ONCE = 10  # updates in one captured graph, whose launch takes as long as a small kernel's dozen
 # As many as there are to validate on, within these bounds: every sample is seen at a single time and noise.
 _FEWEST_VALIDATION_SAMPLES = 16384
 _VALIDATION_SAMPLES = 65536
@@ -63,12 +64,13 @@ def refit(
     distributed.broadcast(decoder.network)
     _set_statistics(decoder, training[0])
     fit = _Fit(decoder, training, config, generator, threads)
+    every = max(1, config.updates // _VALIDATIONS)
+    at_once = max(n for n in range(1, _MOST_AT_ONCE + 1) if every % n == config.updates % n == 0)
+    advance = captured(lambda: fit.steps(at_once), generator.device, [generator])
     held_out = _held_out(decoder, validation, generator)
     best, best_update, best_weights = math.inf, 0, _copy(decoder)
-    every = max(1, config.updates // _VALIDATIONS)
-    for update in range(1, config.updates + 1):
-        fit.set_rate(config.learning_rate * 0.5 * (1 + math.cos(math.pi * (update - 1) / config.updates)))
-        fit.step()
+    for update in range(at_once, config.updates + 1, at_once):
+        advance()
         if update % every == 0 or update == config.updates:
             with torch.no_grad():
                 validation_loss = decoder.loss(*held_out).cpu()
@@ -81,7 +83,7 @@ def refit(
 
 
 class _Fit:
-    """One gradient step on random rows, captured where there is a GPU."""
+    """Gradient steps on random rows, with a rate that falls to zero along a cosine; they may be captured."""
 
     def __init__(
         self,
@@ -94,17 +96,22 @@ class _Fit:
         self._decoder, self._config, self._generator = decoder, config, generator
         self._observation, self._action = data
         device = generator.device
-        self._rate = torch.tensor(config.learning_rate, device=device)
+        turn = torch.arange(config.updates, dtype=torch.float64) / config.updates
+        self._rates = (config.learning_rate * 0.5 * (1 + torch.cos(math.pi * turn))).float().to(device)
+        self._rate, self._turn = torch.zeros((), device=device), torch.zeros(1, dtype=torch.int64, device=device)
         self._parameters = list(decoder.network.parameters())
         self._halves = Beside(device, threads) if device.type == "cpu" else None
         self._optimizer = Adam(self._parameters, self._rate)
         self.loss = torch.zeros((), device=device)
-        self.step = captured(self._step, device, [generator])
 
-    def set_rate(self, rate: float) -> None:
-        self._rate.fill_(rate)
+    def steps(self, count: int) -> None:
+        """The next so many."""
+        for _ in range(count):
+            self._step()
 
     def _step(self) -> None:
+        self._rate.copy_(self._rates.index_select(0, self._turn).squeeze(0))
+        self._turn.add_(1)
         device, draws = self._generator.device, self._config.draws
         share = math.ceil(self._config.batch / distributed.size())
         rows = torch.randint(self._action.shape[0], (share,), generator=self._generator, device=device)

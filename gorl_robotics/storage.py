@@ -101,6 +101,7 @@ class RolloutWriter:
         self._file = _open(path)
         self._written = _cut(self._file, resume_steps)
         self._steps = resume_steps
+        self._finished = False
         self._free: queue.Queue[_Buffers] = queue.Queue()
         self._filled: queue.Queue[_Buffers | None] = queue.Queue()
         for _ in range(2):
@@ -126,7 +127,7 @@ class RolloutWriter:
         Raises:
             ValueError: a tensor has another shape, or the writer is closed.
         """
-        if not self._thread.is_alive():
+        if self._finished:
             raise ValueError(f"the writer of {self.path} is closed")
         steps = len(rollout["reward"])
         for name in ROLLOUT:
@@ -147,24 +148,29 @@ class RolloutWriter:
 
     def flush(self) -> None:
         """Waits until everything appended is on disk."""
+        if self._finished:
+            self._thread.join()
+            return
         self._filled.join()
-        if self.failure is None and self._thread.is_alive():
+        self._sync()
+
+    def finish(self) -> None:
+        """Takes no more: what was appended goes to disk, and the file is closed, beside what the caller does next."""
+        if not self._finished:
+            self._finished = True
+            self._filled.put(None)
+
+    def close(self) -> None:
+        """Finishes and waits for it; a second call does nothing."""
+        self.finish()
+        self._thread.join()
+
+    def _sync(self) -> None:
+        if self.failure is None:
             try:
                 os.fsync(self._file.id.get_vfd_handle())
             except (OSError, RuntimeError) as error:
                 self._fail(error)
-
-    def close(self) -> None:
-        """Flushes, ends the thread and closes the file; a second call does nothing."""
-        if not self._thread.is_alive():
-            return
-        self.flush()
-        self._filled.put(None)
-        self._thread.join()
-        try:
-            self._file.close()
-        except (OSError, RuntimeError) as error:
-            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         if self.failure is None:
@@ -181,6 +187,11 @@ class RolloutWriter:
             finally:
                 self._free.put(buffers)
                 self._filled.task_done()
+        self._sync()
+        try:
+            self._file.close()
+        except (OSError, RuntimeError) as error:
+            self._fail(error)
 
     def _write(self, rollout: dict[str, np.ndarray]) -> None:
         step, world = np.nonzero(rollout["terminated"] | rollout["truncated"])

@@ -181,7 +181,7 @@ def test_as_many_validation_samples_as_there_are_within_bounds(
 
 def test_the_rate_falls_to_zero_along_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    monkeypatch.setattr(_Fit, "set_rate", lambda fit, rate: rates.append(rate))
+    monkeypatch.setattr("gorl_robotics.refit.Adam.step", lambda adam: rates.append(float(adam.rate)))
     fit(decoder(), numbered(), settings(updates=11, rate=0.02))
     assert rates[0] == pytest.approx(0.02)
     assert rates[-1] < 0.001
@@ -218,7 +218,7 @@ def test_halves_of_a_batch_have_the_gradients_of_the_whole(monkeypatch: pytest.M
             patched.setattr("gorl_robotics.distributed.average_gradients", average)
             torch.nn.init.normal_(fitted.network[-1].weight)  # type: ignore[arg-type]
             before = copy.deepcopy(fitted)
-            fit_one.step()
+            fit_one.steps(1)
         whole = original(before, *(torch.cat(parts) for parts in zip(*wholes, strict=True)))
         expected = torch.autograd.grad(whole, list(before.network.parameters()))
         torch.testing.assert_close(averaged[0], list(expected))
