@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,35 @@ def test_data_is_the_tail_of_the_stage(tmp_path: Path, enabled: bool) -> None:
     assert run.path.exists() is enabled
 
 
+def test_what_is_in_memory_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.recorder._kept = []  # as on a GPU
+    run.add(*range(1, 10))
+    run.recorder.state_dict()  # everything so far is on disk
+    ready, write = threading.Event(), storage.RolloutWriter._write
+
+    def late(writer: storage.RolloutWriter, rollout: Any) -> None:
+        assert ready.wait(30)
+        write(writer, rollout)
+
+    monkeypatch.setattr(storage.RolloutWriter, "_write", late)
+    run.add(10)
+    assert_data(run.recorder.data(), 8, 9, 10)
+    ready.set()
+    run.recorder.close()
+    assert run.recorder.failure is None
+    with Recording(run.path) as recording:
+        assert recording.steps == KEPT * STEPS
+
+
 @pytest.mark.gpu
-def test_on_cuda_data_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+def test_on_cuda_data_is_kept_in_memory_too(tmp_path: Path) -> None:
     run = Run(tmp_path, device="cuda")
     run.add(*range(1, 11))
     data = run.recorder.data()
     assert data[0].is_cuda
     assert_data((data[0].cpu(), data[1].cpu()), 8, 9, 10)
+    run.recorder.close()
     with Recording(run.path) as recording:
         assert torch.equal(torch.from_numpy(recording.read(["action"])["action"]), data[1].cpu())
 
