@@ -27,9 +27,9 @@ from gorl_robotics.mlp_blocks import precision, split, tile
 
 BESIDE = 48  # programs while another stream has work: the other processors are left to it
 ROWS = 64  # of a block
-# Units of a layer that are worked on at a time, a program's warps, how much of the summed axis is loaded at a time, and
+# Units of a layer that are worked on at a time, 32 for each warp, how much of the summed axis is loaded at a time, and
 # how far ahead: with products of three TF32 parts, and with those of one.
-EXACT, ROUNDED = (128, 4, 32, 3), (256, 8, 16, 4)
+EXACT, ROUNDED = (128, 32, 3), (256, 16, 4)
 # The same where weights' gradients are summed, first the outputs of a layer.
 TILE, TILE_WARPS, TILE_CHUNK, TILE_STAGES = 128, 8, 32, 3
 _PACKED = 64  # a square of weights that a program splits
@@ -231,8 +231,9 @@ def shape_arguments(parameters: Sequence[Tensor]) -> dict[str, Any]:
 
 def block_arguments(shape: dict[str, Any]) -> dict[str, Any]:
     """How a block of rows is worked on, and launched."""
-    across, warps, chunk, stages = EXACT if shape["exact"] else ROUNDED
+    across, chunk, stages = EXACT if shape["exact"] else ROUNDED
     across = min(across, shape["padded"])
+    warps = max(4, across // 32)
     return {"block": ROWS, "across": across, "chunk": chunk, "num_warps": warps, "num_stages": stages}
 
 

@@ -112,11 +112,19 @@ class Learner:
             value_gradients(self.critic, self._critic_observation, self._target, self._order[0])
             clip_gradients(self.critic, self.config.max_grad_norm)
 
+        @torch.no_grad()
+        def value(some: bool) -> None:
+            seen = self._critic_observation.unsqueeze(0)
+            self._values(seen, torch.zeros_like(seen[..., 0], dtype=torch.bool) if some else None)
+
         def act() -> None:
-            seen = self._observation[:16]  # Triton compiles anew only for numbers that are no multiple of 16
+            # Triton compiles anew for numbers that are no multiple of 16.
+            worlds = len(self._observation) // self.config.rollout_steps
+            seen = self._observation[: max(16, worlds // 16 * 16)]
             self.policy.act(seen, seen.new_zeros(len(seen), self.policy.noise_size))
 
-        return [policy, critic, act, *([] if self.novelty is None else self.novelty.parts())]
+        values = [partial(value, some) for some in (False, True)]
+        return [policy, critic, act, *values, *([] if self.novelty is None else self.novelty.parts())]
 
     def metrics(self) -> Tensor:
         """Means over the last update's minibatches in this process, named by `metric_names`; still on the device."""
