@@ -78,9 +78,10 @@ def test_a_policys_minibatch_gives_torchs_terms_and_gradients(inputs: int, size:
 def test_a_critics_minibatch_gives_torchs_error_and_gradients(
     inputs: int, hidden: list[int], rows: int, programs: int
 ) -> None:
-    from kernels import check_critic
+    from kernels import check_critic, check_rounded_critic
 
     check_critic(inputs, hidden, rows, programs, "cuda")
+    check_rounded_critic(inputs, hidden, rows, programs, "cuda")
 
 
 @pytest.mark.gpu
@@ -93,7 +94,7 @@ def test_a_decoder_gives_torchs_loss_and_gradients(observation: int, size: int, 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("decoder_hidden", [None, [64] * 4])
-@pytest.mark.parametrize(("observation", "size", "rows"), [(15, 4, 4224), (67, 21, 1000)])
+@pytest.mark.parametrize(("observation", "size", "rows"), [(15, 4, 4224), (67, 21, 1000), (15, 4, 16_512)])
 def test_an_act_gives_torchs_sample(observation: int, size: int, rows: int, decoder_hidden: list[int] | None) -> None:
     from kernels import check_act
 
