@@ -150,8 +150,8 @@ def act(
     parameters, decoding = list(network.parameters()), _decoding(decoder, noise.shape[1])
     latent, action, log_prob = torch.empty_like(noise), torch.empty_like(noise), noise.new_empty(len(noise))
     decoded = latent if decoder is None else torch.empty_like(noise)
-    policy_width, seen = parameters[0].shape
-    _act[(triton.cdiv(len(noise), block_rows(len(noise))),)](
+    (policy_width, seen), block = parameters[0].shape, block_rows(len(noise))
+    _act[(triton.cdiv(len(noise), block),)](
         observation,
         noise,
         normaliser.shift,
@@ -169,7 +169,7 @@ def act(
         policy_layers=len(parameters) // 2 - 1,
         **decoding,
         precision=precision(),
-        block=block_rows(len(noise)),
+        block=block,
         num_warps=WARPS,
     )
     return Acted(latent, decoded, action, log_prob)

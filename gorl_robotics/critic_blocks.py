@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gorl_robotics.mlp_blocks import add, split
+from gorl_robotics.mlp_blocks import add, add_parts, silu, slope, split
 
 
 @triton.jit
@@ -34,9 +34,7 @@ def product(  # type: ignore[no-untyped-def]
         big, small = split(a)  # in registers, as the left operand has to be: only there may the units be its columns
         if exact:
             w_big, w_small = tl.trans(tl.load(w)), tl.trans(tl.load(w + width * size))
-            total = tl.dot(small, w_big, total, input_precision="tf32")
-            total = tl.dot(big, w_small, total, input_precision="tf32")
-            total = tl.dot(big, w_big, total, input_precision="tf32")
+            total = add_parts(total, big, small, w_big, w_small)
         else:
             total = tl.dot(big, tl.trans(tl.load(w)), total, input_precision="tf32")
     return total
@@ -48,10 +46,53 @@ def activate(  # type: ignore[no-untyped-def]
 ):
     """Adds biases, and leaves the SiLU of (block, units) transposed with `kept`, its derivative with any `slopes`."""
     p += tl.load(biases + unit)[None, :]
-    s = tl.sigmoid(p)
-    tl.store(kept + unit[None, :] * stride + place[:, None], p * s)
+    tl.store(kept + unit[None, :] * stride + place[:, None], silu(p))
     if slopes is not None:
-        tl.store(slopes + tl.arange(0, block)[:, None] * width + unit[None, :], s * (1.0 + p * (1.0 - s)))
+        tl.store(slopes + tl.arange(0, block)[:, None] * width + unit[None, :], slope(p))
+
+
+@triton.jit
+def forwards(  # type: ignore[no-untyped-def]
+    seen,
+    packed,
+    features,
+    slopes,
+    place,
+    stride,
+    first: tl.constexpr,
+    padded: tl.constexpr,
+    layers: tl.constexpr,
+    exact: tl.constexpr,
+    block: tl.constexpr,
+    across: tl.constexpr,
+    chunk: tl.constexpr,
+):
+    """All hidden layers for a block of rows.
+
+    `features`, (units, stride), are what each layer sees, first `seen` (block, first), and what the last one gives; any
+    `slopes`, (layers, block, padded), the derivatives of each. So many units `across` are worked on at a time, in loops
+    that stay loops: more would not fit into registers. Behind it other threads may read what is left.
+    """
+    square: tl.constexpr = padded * padded
+    parts: tl.constexpr = padded // across
+    hidden, above = packed + 2 * padded * first, features + first * stride
+    biases = hidden + 4 * (layers - 1) * square
+    axis = tl.arange(0, first)
+    tl.store(features + axis[None, :] * stride + place[:, None], seen)
+    tl.debug_barrier()  # other threads of this program read what is stored, here and below
+    for part in range(parts):
+        unit = part * across + tl.arange(0, across)
+        p = product(features, place, stride, packed, unit, first, padded, block, min(first, chunk), exact)
+        activate(p, unit, biases, above, slopes, place, stride, block, padded)
+    for layer in range(1, layers):
+        tl.debug_barrier()
+        kept, right = above + (layer - 1) * padded * stride, hidden + 4 * (layer - 1) * square
+        own = None if slopes is None else slopes + layer * block * padded
+        for part in range(parts):
+            unit = part * across + tl.arange(0, across)
+            p = product(kept, place, stride, right, unit, padded, padded, block, chunk, exact)
+            activate(p, unit, biases + layer * padded, kept + padded * stride, own, place, stride, block, padded)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -134,9 +175,7 @@ def weight_gradient(  # type: ignore[no-untyped-def]
         if exact:
             a_big, a_small = split(a)
             b_big, b_small = split(b)
-            total = tl.dot(a_small, b_big, total, input_precision="tf32")
-            total = tl.dot(a_big, b_small, total, input_precision="tf32")
-            total = tl.dot(a_big, b_big, total, input_precision="tf32")
+            total = add_parts(total, a_big, a_small, b_big, b_small)
         else:
             total = tl.dot(a, b, total, input_precision="tf32")
     real = (out < width)[:, None] & (columns < size)[None, :]

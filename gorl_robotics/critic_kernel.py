@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from gorl_robotics.critic_blocks import (
-    activate,
+    forwards,
     head_gradient,
     head_value,
     leave,
@@ -96,37 +96,20 @@ def _rows(  # type: ignore[no-untyped-def]
     across: tl.constexpr,
     chunk: tl.constexpr,
 ):
-    # `features` are what each layer sees and the last one gives, `deltas` the gradients of what each gives, both
-    # (units, stride); `sums` of a program those of the biases, of the head's weights and bias, and of squared errors.
-    # So many units `across` are worked on at a time, in loops that stay loops: more would not fit into registers.
+    # `features` and `slopes` of a program as `forwards` says, `deltas` the gradients of what each layer gives, (units,
+    # stride); `sums` of a program those of the biases, of the head's weights and bias, and of squared errors.
     square: tl.constexpr = padded * padded
     parts: tl.constexpr = padded // across
     slopes += tl.program_id(0) * layers * block * padded
     sums += tl.program_id(0) * ((layers + 1) * width + 2)
-    hidden = packed + 2 * padded * first
-    biases = hidden + 4 * (layers - 1) * square
-    above = features + first * stride
+    hidden, above = packed + 2 * padded * first, features + first * stride
     for turn in range(turns):
         more = turn > 0
         place = (turn * tl.num_programs(0) + tl.program_id(0)) * block + tl.arange(0, block)
         here = place < count
         row, axis = tl.load(rows + place, mask=here, other=0), tl.arange(0, first)
         seen = tile(x, row, axis, inputs, here[:, None] & (axis < inputs)[None, :])
-        tl.store(features + axis[None, :] * stride + place[:, None], seen)
-        tl.debug_barrier()  # other threads of this program read what is stored, here and below
-        for part in range(parts):
-            unit = part * across + tl.arange(0, across)
-            p = product(features, place, stride, packed, unit, first, padded, block, min(first, chunk), exact)
-            activate(p, unit, biases, above, slopes, place, stride, block, padded)
-        for layer in range(1, layers):
-            tl.debug_barrier()
-            kept, own = above + (layer - 1) * padded * stride, slopes + layer * block * padded
-            for part in range(parts):
-                unit = part * across + tl.arange(0, across)
-                right = hidden + 4 * (layer - 1) * square
-                p = product(kept, place, stride, right, unit, padded, padded, block, chunk, exact)
-                activate(p, unit, biases + layer * padded, kept + padded * stride, own, place, stride, block, padded)
-        tl.debug_barrier()
+        forwards(seen, packed, features, slopes, place, stride, first, padded, layers, exact, block, across, chunk)
         wanted = tl.load(target + row, mask=here, other=0.0)
         h, own = above + (layers - 1) * padded * stride, slopes + (layers - 1) * block * padded
         delta = deltas + (layers - 1) * padded * stride

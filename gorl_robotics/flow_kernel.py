@@ -19,7 +19,8 @@ from gorl_robotics.mlp_kernel import padded
 
 WARPS = 4  # of a program: each has 16 of the 64 outputs of a layer
 ROWS = 32  # of a program: 4,096 worlds are then about one program for each of a large GPU's processors
-MANY = 3 * 132 * ROWS  # from here on a program has twice as many: its weights serve more rows
+# Rows of three programs for each of a large GPU's 132 processors: from here on a program has twice as many.
+MANY = 12_672
 
 
 @triton.jit
@@ -107,8 +108,8 @@ def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor,
         z: where the path begins.
     """
     parameters, z = list(network.parameters()), z.contiguous()
-    out, arguments = torch.empty_like(z), path_arguments(parameters, clock)
-    _decode[(triton.cdiv(len(z), block_rows(len(z))),)](
+    out, arguments, block = torch.empty_like(z), path_arguments(parameters, clock), block_rows(len(z))
+    _decode[(triton.cdiv(len(z), block),)](
         seen.contiguous(),
         z,
         tuple(parameters[::2]),
@@ -119,7 +120,7 @@ def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor,
         len(z),
         **arguments,
         precision=precision(),
-        block=block_rows(len(z)),
+        block=block,
         num_warps=WARPS,
     )
     return out

@@ -16,7 +16,7 @@ from gorl_robotics.decoder import Decoder
 from gorl_robotics.graphs import captured
 
 _VALIDATIONS = 20
-_MOST_AT_ONCE = 10  # updates in one captured graph, whose launch takes as long as a small kernel's dozen
+_MOST_AT_ONCE = 10  # updates in one captured graph, whose launch takes as long as a dozen small kernels
 # As many as there are to validate on, within these bounds: every sample is seen at a single time and noise.
 _FEWEST_VALIDATION_SAMPLES = 16384
 _VALIDATION_SAMPLES = 65536

@@ -6,11 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from gorl_robotics.critic_blocks import activate, head_value, product
+from gorl_robotics.critic_blocks import forwards, head_value
 from gorl_robotics.critic_kernel import block_arguments, packed, programs_and_turns, shape_arguments
 from gorl_robotics.mlp_blocks import tile
-
-PROGRAMS = 264  # at most, two for each processor of a large GPU
+from gorl_robotics.mlp_kernel import PROGRAMS
 
 
 @triton.jit
@@ -34,12 +33,9 @@ def _values(  # type: ignore[no-untyped-def]
     across: tl.constexpr,
     chunk: tl.constexpr,
 ):
-    # `scratch` of a program is what each layer sees and the last one gives, (first + layers · padded, block).
-    square: tl.constexpr = padded * padded
-    hidden = packed + 2 * padded * first
-    biases = hidden + 4 * (layers - 1) * square
+    # `scratch` of a program are the features of `forwards`, (first + layers · padded, block).
     features = scratch + tl.program_id(0) * (first + layers * padded) * block
-    above, place = features + first * block, tl.arange(0, block)
+    place = tl.arange(0, block)
     for turn in range(turns):
         row = (turn * tl.num_programs(0) + tl.program_id(0)) * block + place
         here = row < count
@@ -49,23 +45,9 @@ def _values(  # type: ignore[no-untyped-def]
         if any_asked > 0:
             axis = tl.arange(0, first)
             seen = tile(x, row, axis, inputs, here[:, None] & (axis < inputs)[None, :])
-            tl.debug_barrier()  # other threads of this program may still read the last block's, and read these
-            tl.store(features + axis[None, :] * block + place[:, None], seen)
-            tl.debug_barrier()
-            for part in range(padded // across):
-                unit = part * across + tl.arange(0, across)
-                p = product(features, place, block, packed, unit, first, padded, block, min(first, chunk), exact)
-                activate(p, unit, biases, above, None, place, block, block, padded)
-            for layer in range(1, layers):
-                tl.debug_barrier()
-                kept = above + (layer - 1) * padded * block
-                right = hidden + 4 * (layer - 1) * square
-                for part in range(padded // across):
-                    unit = part * across + tl.arange(0, across)
-                    p = product(kept, place, block, right, unit, padded, padded, block, chunk, exact)
-                    activate(p, unit, biases + layer * padded, kept + padded * block, None, place, block, block, padded)
-            tl.debug_barrier()
-            h = above + (layers - 1) * padded * block
+            tl.debug_barrier()  # other threads of this program may still read the last block's
+            forwards(seen, packed, features, None, place, block, first, padded, layers, exact, block, across, chunk)
+            h = features + (first + (layers - 1) * padded) * block
             value = head_value(h, head, head_bias, place, block, width, block, padded, across)
             tl.store(out + row, value, mask=here)
 
