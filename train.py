@@ -22,6 +22,7 @@ from envs.dry_run import dry_run
 from envs.user_code import blaming
 from envs.vector_env import VectorEnv
 from gorl_robotics import distributed, methods, run_folder
+from gorl_robotics.audition import Audition, candidates, steps_of
 from gorl_robotics.checkpointer import Checkpointer
 from gorl_robotics.compilation import compiling
 from gorl_robotics.config import CPU_DEFAULTS, Config, check_budget, help_text, parse_arguments, resolve
@@ -62,7 +63,18 @@ class Trainer:
         self.learner = Learner(
             self.policy, layout.critic_observation_size, config, config.num_envs * steps, device, self.generator
         )
-        with compiling(self.learner.parts(), device):
+        self.audition: Audition | None = None
+        if candidates(config, distributed.size()) > 1 and (saved is None or saved.get("audition")):
+            sizes = layout.observation_size, model.nu
+            self.audition = Audition(
+                lambda: methods.make(config, *sizes).to(device),
+                layout.critic_observation_size,
+                config,
+                device,
+                self.generator,
+            )
+        learners: list[Learner | Audition] = [self.learner, *([self.audition] if self.audition else [])]
+        with compiling([part for learner in learners for part in learner.parts()], device):
             self.env = VectorEnv(
                 task,
                 config.num_envs,
@@ -77,8 +89,8 @@ class Trainer:
         self.collector = Collector(self.env, self.policy, steps, self.env.generator)
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
-        recorded = self.checkpointer.restore(saved) if saved else None
-        distributed.broadcast(self.policy, *self.learner.networks)
+        recorded = self.checkpointer.restore(saved, self.audition) if saved else None
+        distributed.broadcast(self.policy, *(network for learner in learners for network in learner.networks))
         self.progress = Progress(folder, display, saved)
         terms = tuple(self.env.layout.observation)
         self.recordings = Recordings(
@@ -87,48 +99,61 @@ class Trainer:
         self._asked_to_stop = False
 
     def train(self) -> None:
-        """The algorithm: stages of PPO with the decoder frozen and, if there is one, a refit of it between them."""
-        progress, fractions = self.progress, self.config.stages.fractions
-        ends = [int(self.config.total_steps * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
+        """The algorithm: stages of PPO with the decoder frozen and, if there is one, a refit of it between them.
+
+        Where there are steps enough, an audition comes first, from which the first stage has its policy.
+        """
+        progress, ends = self.progress, self._stage_ends()
         with on_stop(self._ask_to_stop):
+            if self.audition is not None and not self.hold_audition(self.audition):
+                return self._stop(None)
             while progress.stage < len(ends):
                 recorder = self.recordings.begin(progress.stage, ends[progress.stage])
-                if not self.learn(ends[progress.stage], recorder):
-                    self.checkpointer.save(progress, recorder)
-                    self.recordings.end(recorder)
-                    self.display.note(f"stopped; go on with: {distributed.launcher()} train.py resume={self.folder}")
-                    return
+                self.display.doing("training")
+                if not self.learn(ends[progress.stage], self.learner, recorder):
+                    return self._stop(recorder)
                 last = not self.policy.refits or progress.stage == len(ends) - 1
                 self.evaluate(f"stage {progress.stage + 1} ends", None if last else partial(self.refit, recorder))
                 self.recordings.end(recorder)
                 progress.stage += 1
-                self.checkpointer.save(progress, None, f"stage-{progress.stage}.pt")
+                self.save(None, f"stage-{progress.stage}.pt")
             self.display.doing("exporting")
             if distributed.is_main():
                 from gorl_robotics.export import export_checkpoint  # not at the top: a start need not wait for ONNX
 
                 self.display.note(f"exported to {export_checkpoint(self.folder)}")
 
-    def learn(self, stage_end: int, recorder: Recorder) -> bool:
-        """Fast time scale: rollouts and PPO updates until the stage's steps are used up; False if asked to stop."""
+    def hold_audition(self, audition: Audition) -> bool:
+        """Several policies learn side by side, and the best of them goes on; False if asked to stop."""
+        self.display.doing("auditioning")
+        self.collector.act_with(audition.cast)
+        if not self.learn(audition.steps, audition):
+            return False
+        self.display.note(f"audition: {audition.elect(self.policy, self.learner)}")
+        self.collector.act_with(self.policy)
+        self.audition = None
+        return True
+
+    def learn(self, end: int, learner: Learner | Audition, recorder: Recorder | None = None) -> bool:
+        """Fast time scale: rollouts and PPO updates until `end` steps are used up; False if asked to stop."""
         progress, samples = self.progress, distributed.size() * self.collector.rollout.samples
-        self.display.doing("training")
         progress.begin()
         # Any process that is asked to stop stops all of them, after the same iteration.
-        while not (stopping := distributed.any_process(self._asked_to_stop)) and progress.steps + samples <= stage_end:
+        while not (stopping := distributed.any_process(self._asked_to_stop)) and progress.steps + samples <= end:
             rollout = self.collector.collect()
             progress.advance(samples)
-            recorder.add(progress.steps)
-            self.learner.update(rollout)
-            progress.report(self.collector, self.learner, samples)
-            if self._evaluation_due(samples, stage_end):
+            if recorder is not None:
+                recorder.add(progress.steps)
+            learner.update(rollout)
+            progress.report(self.collector, learner, samples)
+            if self._evaluation_due(samples, end):
                 progress.flush()
                 self.evaluate(f"stage {progress.stage + 1} goes on")
                 progress.begin()
             # Asked of all here, where a process that has ended is noticed before any waits for it on a GPU.
             if distributed.any_process(self.checkpointer.due()):
                 progress.flush()
-                self.checkpointer.save(progress, recorder)
+                self.save(recorder)
         progress.flush()
         return not stopping
 
@@ -147,6 +172,7 @@ class Trainer:
 
     def evaluate(self, when: str, then: Callable[[], None] | None = None) -> None:
         """A frozen evaluation by the first process; what comes `then` is done beside it on a GPU."""
+        self._elect()
         then = then or (lambda: None)
         if not distributed.is_main():
             then()
@@ -155,10 +181,32 @@ class Trainer:
             result = self.evaluator.beside(then)
             self.progress.report_evaluation(when, result, self.watched.initial_states())
 
-    def _evaluation_due(self, samples: int, stage_end: int) -> bool:
+    def save(self, recorder: Recorder | None, name: str | None = None) -> None:
+        """Writes a checkpoint, see `Checkpointer.save`; in an audition the best so far is the policy in it."""
+        self._elect()
+        self.checkpointer.save(self.progress, recorder, name, self.audition)
+
+    def _elect(self) -> None:
+        if self.audition is not None:
+            self.audition.elect(self.policy, self.learner)
+
+    def _stop(self, recorder: Recorder | None) -> None:
+        self.save(recorder)
+        if recorder is not None:
+            self.recordings.end(recorder)
+        self.display.note(f"stopped; go on with: {distributed.launcher()} train.py resume={self.folder}")
+
+    def _stage_ends(self) -> list[int]:
+        """Counts of environment steps at which stages end; they share what an audition leaves."""
+        config, processes = self.config, distributed.size()
+        before = steps_of(config, processes) if candidates(config, processes) > 1 else 0
+        fractions, rest = config.stages.fractions, config.total_steps - before
+        return [before + int(rest * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
+
+    def _evaluation_due(self, samples: int, end: int) -> bool:
         """Whether the last iteration passed a multiple of `evaluation_steps`; at a stage's end there is one anyway."""
         steps, interval = self.progress.steps, self.config.evaluation_steps
-        return interval > 0 and steps % interval < samples and steps + samples <= stage_end
+        return interval > 0 and steps % interval < samples and steps + samples <= end
 
     def _ask_to_stop(self) -> None:
         self._asked_to_stop = True

@@ -44,6 +44,8 @@ class Bench:
         console = Console(quiet=True, force_interactive=False)
         self.config = config
         self.trainer = Trainer(config, folder, Display("", config.total_steps, 1, console))
+        # The trainer's parts are measured as they are after it; it is measured by itself.
+        self._audition, self.trainer.audition = self.trainer.audition, None
         self.env, self.device = self.trainer.env, self.trainer.env.device
         self.steps = config.ppo.rollout_steps
         self.samples = config.num_envs * self.steps
@@ -125,14 +127,17 @@ class Bench:
     def train(self) -> dict[str, Numbers]:
         """The whole of a run in its configured proportions, put together from the parts that were measured.
 
-        Iterations before and after the first refit, recording where it is on, refits, checkpoints; without
-        compilation, frozen evaluations (one is timed beside it) and the export.
+        Iterations of an audition, before and after the first refit, recording where it is on, refits, checkpoints;
+        without compilation, frozen evaluations (one is timed beside it) and the export.
         """
         plain, recorded, fitted = (self._iteration(name).seconds for name in ("plain", "recorded", "fitted"))
         config = self.config
-        rollouts = [max(1, round(share * config.total_steps / self.samples)) for share in config.stages.fractions]
+        auditioned, auditions = self._auditioned(), config.stages.audition if self._audition else 0
+        left = config.total_steps / self.samples - auditions
+        rollouts = [max(1, round(share * left)) for share in config.stages.fractions]
         tail = math.ceil(config.refit.samples / self.samples)
         parts = {
+            "audition": auditions * (auditioned.seconds if auditioned else 0.0),
             "first_stage": rollouts[0] * plain,
             "later_stages": sum(rollouts[1:]) * fitted,
             "recording": sum(min(tail, stage) for stage in rollouts) * (recorded - plain),
@@ -142,9 +147,10 @@ class Bench:
         saves = len(rollouts) + sum(parts.values()) / max(config.checkpoint_seconds, checkpoint)
         parts["checkpoints"] = saves * checkpoint
         seconds = sum(parts.values())
-        one = seconds / sum(rollouts)
+        one = seconds / (auditions + sum(rollouts))
         shares = {name: value / seconds for name, value in parts.items()}
         return {
+            **({"iteration_audition": self._rate(auditioned)} if auditioned else {}),
             "iteration_fitted": self._rate(self._iteration("fitted")),
             "train": {**self._rate(Timed(one, one, one, 1)), "run_seconds": seconds, "time_shares": shares},
             "evaluation": {"seconds": evaluation},
@@ -245,6 +251,22 @@ class Bench:
         blocks = [self._block(count, self._begin(FAR)) for _ in range(BLOCKS)]
         return Timed(median(blocks), min(blocks), max(blocks), count)
 
+    def _auditioned(self) -> Timed | None:
+        """Iterations of the audition that a run of this configuration begins with, if it does."""
+        if self._audition is None:
+            return None
+        trainer, blocks = self.trainer, []
+        trainer.collector.act_with(self._audition.cast)
+        for count in (WARM_UP_CALLS, *[LONG // 3] * BLOCKS):
+            wait(self.device)
+            began = perf_counter()
+            trainer.learn(trainer.progress.steps + count * self.samples, self._audition)
+            wait(self.device)
+            blocks.append((perf_counter() - began) / count)
+        trainer.collector.act_with(trainer.policy)
+        taken = blocks[1:]
+        return Timed(median(taken), min(taken), max(taken), LONG // 3)
+
     def _record(self) -> dict[str, Timed]:
         """Fills a recording of the configured size, in blocks that take turns with as many that record nothing.
 
@@ -299,7 +321,8 @@ class Bench:
         wait(self.device)
 
     def _learn(self, iterations: int, recorder: Recorder) -> None:
-        self.trainer.learn(self.trainer.progress.steps + iterations * self.samples, recorder)
+        trainer = self.trainer
+        trainer.learn(trainer.progress.steps + iterations * self.samples, trainer.learner, recorder)
 
     def _begin(self, stage_end: int) -> Recorder:
         return self.trainer.recordings.begin(self.trainer.progress.stage, stage_end)

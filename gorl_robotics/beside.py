@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -66,6 +66,33 @@ class Beside:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             yield
+
+
+class Abreast:
+    """Calls functions that share nothing and returns their results: on a GPU each in a stream of its own.
+
+    What is launched after the call waits for all of them. May be captured.
+
+    Args:
+        device: where the functions work.
+        count: how many there are at most.
+    """
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self._streams = [torch.cuda.Stream(device) for _ in range(count)] if device.type == "cuda" else []
+
+    def __call__(self, functions: Sequence[Callable[[], A]]) -> list[A]:
+        """One after the other on a CPU, whose cores are busy with each of them."""
+        if not self._streams:
+            return [function() for function in functions]
+        current, results = torch.cuda.current_stream(), []
+        for stream, function in zip(self._streams, functions, strict=False):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                results.append(function())
+        for stream in self._streams[: len(functions)]:
+            current.wait_stream(stream)
+        return results
 
 
 def _thread() -> ThreadPoolExecutor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gorl_robotics import checkpoint, distributed
+from gorl_robotics.audition import Audition
 from gorl_robotics.config import Config, to_yaml
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress
@@ -35,14 +36,20 @@ class Checkpointer:
     ) -> None:
         self._folder, self._config = folder / "checkpoints", config
         self._collector, self._learner, self._generator = collector, learner, generator
-        self._env, self._policy = collector.env, collector.policy
+        self._env, self._policy = collector.env, learner.policy
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
         """Whether the last checkpoint is too old, by this process's clock."""
         return time.monotonic() - self._saved_at > self._config.checkpoint_seconds
 
-    def save(self, progress: Progress, recorder: Recorder | None, name: str | None = None) -> None:
+    def save(
+        self,
+        progress: Progress,
+        recorder: Recorder | None,
+        name: str | None = None,
+        audition: Audition | None = None,
+    ) -> None:
         """Writes the newest checkpoint and, if named, a copy that stays; the first process does, for all."""
         own = {
             "environment": self._env.state_dict(),
@@ -61,13 +68,14 @@ class Checkpointer:
             "policy": self._policy.state_dict(),
             "generative": self._policy.generative,
             "learner": self._learner.state_dict(),
+            "audition": audition.state_dict() if audition else None,
             **own,
             "other_processes": processes[1:],
         }
         for target in filter(None, (name, checkpoint.LATEST)):
             checkpoint.save(self._folder / target, content)
 
-    def restore(self, saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    def restore(self, saved: Mapping[str, Any], audition: Audition | None = None) -> dict[str, Any] | None:
         """Goes on from what `save` wrote; returns what the stage's recorder goes on with, if there was one.
 
         On another number of processes the worlds begin anew and what was recorded is shared out.
@@ -75,6 +83,8 @@ class Checkpointer:
         self._policy.load_state_dict(saved["policy"])
         self._policy.generative = saved["generative"]
         self._learner.load_state_dict(saved["learner"])
+        if audition is not None:
+            audition.load_state_dict(saved["audition"])
         torch.set_rng_state(saved["generators"]["torch"])  # of new weights, which are the same everywhere
         processes = [saved, *saved.get("other_processes", [])]
         rank, size = distributed.rank(), distributed.size()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,18 @@ class Sample:
     decoded: Tensor  # (W, a) pre-tanh action
     action: Tensor  # (W, a) in (-1, 1)
     stored: Mapping[str, Tensor] = field(default_factory=dict)  # further tensors (W, ...) by name, for `Policy.loss`
+
+
+class Actor(Protocol):
+    """What acts in an environment: a policy, or several; see `Policy`."""
+
+    @property
+    def noise_size(self) -> int: ...  # noqa: D102
+    @property
+    def reads(self) -> Mapping[str, tuple[int, ...]]: ...  # noqa: D102
+
+    def act(self, observation: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Sample:
+        """See `Policy.act`."""
 
 
 class PolicyLoss(NamedTuple):

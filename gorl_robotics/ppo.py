@@ -126,6 +126,10 @@ class Learner:
         values = [partial(value, some) for some in (False, True)]
         return [policy, critic, act, *values, *([] if self.novelty is None else self.novelty.parts())]
 
+    def wait(self) -> None:
+        """What is launched from now on waits for the critic."""
+        self._beside.join()
+
     def metrics(self) -> Tensor:
         """Means over the last update's minibatches in this process, named by `metric_names`; still on the device."""
         self._beside.join()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gorl_robotics import distributed
+from gorl_robotics.audition import Audition
 from gorl_robotics.display import Display
 from gorl_robotics.environment import Environment
 from gorl_robotics.errors import InputError
@@ -85,7 +86,7 @@ class Progress:
         """Iterations follow from here; what was done before counts in no speed."""
         self._reported_at = time.monotonic()
 
-    def report(self, collector: Collector, learner: Learner, samples: int) -> None:
+    def report(self, collector: Collector, learner: Learner | Audition, samples: int) -> None:
         """Reports an iteration, over the worlds of all processes, as soon as the next one has been launched.
 
         Args:

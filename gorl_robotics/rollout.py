@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gorl_robotics.environment import Environment
 from gorl_robotics.graphs import captured
-from gorl_robotics.policy import Policy
+from gorl_robotics.policy import Actor
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,14 @@ class Rollout:
         """Environment steps in it: T·N."""
         return self.reward.numel()
 
+    def of_worlds(self, first: int, last: int) -> Rollout:
+        """The part of it that worlds `first` to `last` - 1 make up; views of the same buffers."""
+        views = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "stored"}
+        return Rollout(
+            **{name: tensor[:, first:last] for name, tensor in views.items()},
+            stored={name: tensor[:, first:last] for name, tensor in self.stored.items()},
+        )
+
     def recorded(self) -> dict[str, Tensor]:
         """The part of it that is stored for refits."""
         names = (
@@ -88,7 +96,7 @@ class Collector:
         generator: draws the policy's noise; on the environment's device, and may be its own.
     """
 
-    def __init__(self, env: Environment, policy: Policy, steps: int, generator: torch.Generator) -> None:
+    def __init__(self, env: Environment, policy: Actor, steps: int, generator: torch.Generator) -> None:
         self.env, self.policy, self.steps = env, policy, steps
         self.rollout = Rollout.empty(env, steps, policy.reads)
         self._generator = generator
@@ -96,6 +104,11 @@ class Collector:
         self._t = torch.zeros(1, dtype=torch.int64, device=env.device)
         self._noise = torch.zeros(env.num_worlds, policy.noise_size, device=env.device)
         self._finish = captured(self._finish_step, env.device, [env.generator])
+        self.recapture()
+
+    def act_with(self, policy: Actor) -> None:
+        """Another policy acts from now on, of the same method."""
+        self.policy = policy
         self.recapture()
 
     def recapture(self) -> None:

@@ -1,0 +1,217 @@
+"""An audition: several policies learn side by side, each in worlds of its own, and the best of them goes on.
+
+Which of two ways to earn something a policy takes is often decided early and by chance, and what is learnt later does
+not leave it again. One of several is more likely to have found the better way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gorl_robotics import distributed
+from gorl_robotics.beside import Abreast, Beside
+from gorl_robotics.config import Config
+from gorl_robotics.later import Later
+from gorl_robotics.policy import Policy, Sample
+from gorl_robotics.ppo import Learner
+from gorl_robotics.rollout import Rollout
+
+_WORLDS = 256  # with fewer, a candidate would learn from too little at a time
+_LARGEST_SHARE = 0.25  # of a run's steps
+_NEWEST = 0.1  # share of the newest iteration in the running mean of what a candidate earns
+
+
+def candidates(config: Config, processes: int) -> int:
+    """How many policies audition; 1 is no audition."""
+    if steps_of(config, processes) > _LARGEST_SHARE * config.total_steps:
+        return 1
+    worlds, steps = config.num_envs, config.ppo.rollout_steps
+    for count in range(min(config.stages.candidates, worlds // _WORLDS), 1, -1):
+        if worlds % count == 0 and worlds // count * steps % config.ppo.minibatches == 0:
+            return count
+    return 1
+
+
+def steps_of(config: Config, processes: int) -> int:
+    """Environment steps of an audition, over all worlds of all processes."""
+    return config.stages.audition * processes * config.num_envs * config.ppo.rollout_steps
+
+
+class Cast(nn.Module):
+    """Policies of one method that act side by side, each in its share of the worlds; an `Actor`.
+
+    Args:
+        policies: on one device.
+        num_envs: worlds that are learnt from; each policy's share of them is equal, in order.
+        monitors: worlds behind them, which are shared out as evenly as it goes.
+        device: where the policies are.
+    """
+
+    def __init__(self, policies: Sequence[Policy], num_envs: int, monitors: int, device: torch.device) -> None:
+        super().__init__()
+        self._policies = list(policies)
+        self._registered = nn.ModuleList(policies)
+        self.noise_size, self.reads = policies[0].noise_size, policies[0].reads
+        worlds = torch.arange(num_envs + monitors)
+        learnt, watched = (part.tensor_split(len(policies)) for part in worlds.split([num_envs, monitors]))
+        shares = [torch.cat(pair) for pair in zip(learnt, watched, strict=True)]
+        self._sizes = [len(share) for share in shares]
+        order = torch.cat(shares)
+        self._order, self._place = order.to(device), order.argsort().to(device)
+        self._abreast = Abreast(device, len(policies))
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Sample:
+        """What each policy does in its own worlds, in the order of the worlds; see `Policy.act`."""
+        parts = zip(self._policies, self._shared_out(observation), self._shared_out(noise), strict=True)
+        samples = self._abreast([partial(policy.act, seen, own, generator) for policy, seen, own in parts])
+        names = samples[0].stored
+        return Sample(
+            self._together([sample.latent for sample in samples]),
+            self._together([sample.decoded for sample in samples]),
+            self._together([sample.action for sample in samples]),
+            {name: self._together([sample.stored[name] for sample in samples]) for name in names},
+        )
+
+    def _shared_out(self, tensor: Tensor) -> Sequence[Tensor]:
+        return tensor[self._order].split(self._sizes)
+
+    def _together(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts)[self._place]
+
+
+class Audition:
+    """Learns with several policies at once; to the training loop it is a `Learner`.
+
+    Args:
+        make: a new policy of the method, on the device, at each call.
+        critic_observation_size: width of what the critic sees.
+        config: settings.
+        device: where everything lives.
+        generator: seeds the candidates' own.
+
+    Attributes:
+        cast: the candidates, as they act.
+        steps: environment steps after which the best of them goes on.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Policy],
+        critic_observation_size: int,
+        config: Config,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> None:
+        count = candidates(config, distributed.size())
+        self.steps = steps_of(config, distributed.size())
+        policies = [make() for _ in range(count)]
+        self.cast = Cast(policies, config.num_envs, config.monitors, device)
+        self._worlds = config.num_envs // count
+        samples = self._worlds * config.ppo.rollout_steps
+        # One for each: a generator must not be drawn from in two streams at once.
+        self._generators = [_another(generator) for _ in policies]
+        self.learners = [
+            Learner(policy, critic_observation_size, config, samples, device, own)
+            for policy, own in zip(policies, self._generators, strict=True)
+        ]
+        self._earned = torch.zeros(count, device=device)
+        self._abreast, self._aside = Abreast(device, count), Beside(device, 1)
+        self._rollout: Rollout | None = None
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """As a `Learner`'s."""
+        return self.learners[0].metric_names
+
+    @property
+    def policy_rate(self) -> Tensor:
+        """Mean of the policies' present learning rates, a scalar tensor."""
+        return torch.stack([learner.policy_rate for learner in self.learners]).mean()
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that is to be the same in every process."""
+        return [self.cast, *(network for learner in self.learners for network in learner.networks)]
+
+    def update(self, rollout: Rollout) -> None:
+        """One PPO update of each candidate from its own worlds' part of a rollout."""
+        self._aside.join()
+        if rollout is not self._rollout:
+            self._rollout = rollout
+            starts = range(0, rollout.reward.shape[1], self._worlds)
+            self._parts = [rollout.of_worlds(start, start + self._worlds) for start in starts]
+        works = [partial(_learn, *pair) for pair in zip(self.learners, self._parts, strict=True)]
+        # Several processes' collectives must follow one another in the same order everywhere.
+        if distributed.size() == 1:
+            self._abreast(works)
+        else:
+            for work in works:
+                work()
+        self._earned.lerp_(rollout.reward.view(-1, len(self.learners), self._worlds).mean(dim=(0, 2)), _NEWEST)
+
+    def parts(self) -> list[Callable[[], object]]:
+        """Those of one candidate, as in `Learner.parts`: the others' kernels are the same."""
+        return self.learners[0].parts()
+
+    def metrics_later(self, *others: Tensor) -> Later:
+        """As a `Learner`'s, means over the candidates."""
+        with self._aside.behind():
+            for tensor in others:
+                if tensor.is_cuda:
+                    tensor.record_stream(torch.cuda.current_stream())  # its memory is in use until then
+            means = torch.stack([learner.metrics() for learner in self.learners]).mean(dim=0)
+            return Later(torch.cat([*(tensor.view(-1) for tensor in others), means]))
+
+    def elect(self, policy: Policy, learner: Learner) -> str:
+        """Gives a policy and its learner what the candidate that lately earned most has; says so in one line."""
+        self._aside.join()
+        for each in self.learners:
+            each.wait()
+        earned = self._earned.clone()
+        distributed.average(earned)
+        best = int(earned.argmax())
+        leader = self.learners[best]
+        policy.load_state_dict(leader.policy.state_dict())
+        learner.load_state_dict(leader.state_dict())
+        rewards = ", ".join(f"{reward:.3f}" for reward in sorted(earned.tolist(), reverse=True))
+        return f"candidate {best + 1} of {len(self.learners)} goes on; they lately earned {rewards} a step"
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything that a resumed audition needs."""
+        rows = zip(self.learners, self._generators, strict=True)
+        return {
+            "earned": self._earned.clone(),
+            "candidates": [
+                {
+                    "policy": learner.policy.state_dict(),
+                    "learner": learner.state_dict(),
+                    "generator": generator.get_state(),
+                }
+                for learner, generator in rows
+            ],
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self._earned.copy_(saved["earned"])
+        for learner, generator, own in zip(self.learners, self._generators, saved["candidates"], strict=True):
+            learner.policy.load_state_dict(own["policy"])
+            learner.load_state_dict(own["learner"])
+            generator.set_state(own["generator"])
+
+
+def _learn(learner: Learner, rollout: Rollout) -> None:
+    learner.update(rollout)
+    if distributed.size() > 1:
+        learner.wait()
+
+
+def _another(generator: torch.Generator) -> torch.Generator:
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator(generator.device).manual_seed(int(seed))
