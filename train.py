@@ -74,7 +74,7 @@ class Trainer:
                 self.generator,
             )
         learners: list[Learner | Audition] = [self.learner, *([self.audition] if self.audition else [])]
-        with compiling([part for learner in learners for part in learner.parts()], device):
+        with compiling(learners[-1].parts(), device):  # of what learns first
             self.env = VectorEnv(
                 task,
                 config.num_envs,
@@ -129,7 +129,8 @@ class Trainer:
         self.collector.act_with(audition.cast)
         if not self.learn(audition.steps, audition):
             return False
-        self.display.note(f"audition: {audition.elect(self.policy, self.learner)}")
+        with compiling(self.learner.parts(), self.env.device):
+            self.display.note(f"audition: {audition.elect(self.policy, self.learner)}")
         self.collector.act_with(self.policy)
         self.audition = None
         return True
