@@ -63,18 +63,7 @@ class Trainer:
         self.learner = Learner(
             self.policy, layout.critic_observation_size, config, config.num_envs * steps, device, self.generator
         )
-        self.audition: Audition | None = None
-        if candidates(config, distributed.size()) > 1 and (saved is None or saved.get("audition")):
-            sizes = layout.observation_size, model.nu
-            self.audition = Audition(
-                lambda: methods.make(config, *sizes).to(device),
-                layout.critic_observation_size,
-                config,
-                device,
-                self.generator,
-            )
-        learners: list[Learner | Audition] = [self.learner, *([self.audition] if self.audition else [])]
-        with compiling(learners[-1].parts(), device):  # of what learns first
+        with compiling(self.learner.parts(), device):
             self.env = VectorEnv(
                 task,
                 config.num_envs,
@@ -89,8 +78,10 @@ class Trainer:
         self.collector = Collector(self.env, self.policy, steps, self.env.generator)
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
+        # Made before all is restored, random numbers too, as it was made before all was saved.
+        self.audition = self.new_audition() if saved and saved.get("audition") else None
         recorded = self.checkpointer.restore(saved, self.audition) if saved else None
-        distributed.broadcast(self.policy, *(network for learner in learners for network in learner.networks))
+        distributed.broadcast(self.policy, *self.learner.networks)
         self.progress = Progress(folder, display, saved)
         terms = tuple(self.env.layout.observation)
         self.recordings = Recordings(
@@ -99,19 +90,17 @@ class Trainer:
         self._asked_to_stop = False
 
     def train(self) -> None:
-        """The algorithm: stages of PPO with the decoder frozen and, if there is one, a refit of it between them.
-
-        Where there are steps enough, an audition comes first, from which the first stage has its policy.
-        """
+        """The algorithm: stages of PPO with the decoder frozen and, if there is one, a refit of it between them."""
         progress, ends = self.progress, self._stage_ends()
         with on_stop(self._ask_to_stop):
-            if self.audition is not None and not self.hold_audition(self.audition):
-                return self._stop(None)
             while progress.stage < len(ends):
                 recorder = self.recordings.begin(progress.stage, ends[progress.stage])
                 self.display.doing("training")
-                if not self.learn(ends[progress.stage], self.learner, recorder):
-                    return self._stop(recorder)
+                if not (self.hold_audition(recorder) and self.learn(ends[progress.stage], self.learner, recorder)):
+                    self.save(recorder)
+                    self.recordings.end(recorder)
+                    self.display.note(f"stopped; go on with: {distributed.launcher()} train.py resume={self.folder}")
+                    return
                 last = not self.policy.refits or progress.stage == len(ends) - 1
                 self.evaluate(f"stage {progress.stage + 1} ends", None if last else partial(self.refit, recorder))
                 self.recordings.end(recorder)
@@ -123,19 +112,30 @@ class Trainer:
 
                 self.display.note(f"exported to {export_checkpoint(self.folder)}")
 
-    def hold_audition(self, audition: Audition) -> bool:
-        """Several policies learn side by side, and the best of them goes on; False if asked to stop."""
-        self.display.doing("auditioning")
-        self.collector.act_with(audition.cast)
-        if not self.learn(audition.steps, audition):
+    def hold_audition(self, recorder: Recorder) -> bool:
+        """In a long run's first stage others show what they learn in the same time, and the best goes on.
+
+        False if asked to stop.
+        """
+        begin = steps_of(self.config, distributed.size())
+        over = self.audition is None and self.progress.steps >= 2 * begin
+        if over or self.progress.stage > 0 or not candidates(self.config, distributed.size()):
+            return True
+        if not self.learn(begin, self.learner, recorder):
             return False
-        with compiling(self.learner.parts(), self.env.device):
-            self.display.note(f"audition: {audition.elect(self.policy, self.learner)}")
+        self.display.doing("auditioning")
+        self.audition = self.audition or self.new_audition()
+        with compiling(self.audition.parts(), self.env.device):
+            self.collector.act_with(self.audition.cast)
+        if not self.learn(2 * begin, self.audition, recorder):
+            return False
+        self.display.note(f"audition: {self.audition.elect(self.policy, self.learner)}")
         self.collector.act_with(self.policy)
         self.audition = None
+        self.display.doing("training")
         return True
 
-    def learn(self, end: int, learner: Learner | Audition, recorder: Recorder | None = None) -> bool:
+    def learn(self, end: int, learner: Learner | Audition, recorder: Recorder) -> bool:
         """Fast time scale: rollouts and PPO updates until `end` steps are used up; False if asked to stop."""
         progress, samples = self.progress, distributed.size() * self.collector.rollout.samples
         progress.begin()
@@ -143,11 +143,10 @@ class Trainer:
         while not (stopping := distributed.any_process(self._asked_to_stop)) and progress.steps + samples <= end:
             rollout = self.collector.collect()
             progress.advance(samples)
-            if recorder is not None:
-                recorder.add(progress.steps)
+            recorder.add(progress.steps)
             learner.update(rollout)
             progress.report(self.collector, learner, samples)
-            if self._evaluation_due(samples, end):
+            if self._evaluation_due(samples):
                 progress.flush()
                 self.evaluate(f"stage {progress.stage + 1} goes on")
                 progress.begin()
@@ -173,7 +172,6 @@ class Trainer:
 
     def evaluate(self, when: str, then: Callable[[], None] | None = None) -> None:
         """A frozen evaluation by the first process; what comes `then` is done beside it on a GPU."""
-        self._elect()
         then = then or (lambda: None)
         if not distributed.is_main():
             then()
@@ -183,31 +181,32 @@ class Trainer:
             self.progress.report_evaluation(when, result, self.watched.initial_states())
 
     def save(self, recorder: Recorder | None, name: str | None = None) -> None:
-        """Writes a checkpoint, see `Checkpointer.save`; in an audition the best so far is the policy in it."""
-        self._elect()
+        """Writes a checkpoint; see `Checkpointer.save`."""
         self.checkpointer.save(self.progress, recorder, name, self.audition)
 
-    def _elect(self) -> None:
-        if self.audition is not None:
-            self.audition.elect(self.policy, self.learner)
-
-    def _stop(self, recorder: Recorder | None) -> None:
-        self.save(recorder)
-        if recorder is not None:
-            self.recordings.end(recorder)
-        self.display.note(f"stopped; go on with: {distributed.launcher()} train.py resume={self.folder}")
+    def new_audition(self) -> Audition:
+        """Candidates with new weights."""
+        config, device, sizes = self.config, self.env.device, (self.env.observation_size, self.env.action_size)
+        return Audition(
+            lambda: methods.make(config, *sizes).to(device),
+            self.env.critic_observation_size,
+            config,
+            device,
+            self.generator,
+        )
 
     def _stage_ends(self) -> list[int]:
         """Counts of environment steps at which stages end; they share what an audition leaves."""
         config, processes = self.config, distributed.size()
-        before = steps_of(config, processes) if candidates(config, processes) > 1 else 0
-        fractions, rest = config.stages.fractions, config.total_steps - before
-        return [before + int(rest * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
+        taken = steps_of(config, processes) if candidates(config, processes) else 0
+        fractions, rest = config.stages.fractions, config.total_steps - taken
+        return [taken + int(rest * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
 
-    def _evaluation_due(self, samples: int, end: int) -> bool:
+    def _evaluation_due(self, samples: int) -> bool:
         """Whether the last iteration passed a multiple of `evaluation_steps`; at a stage's end there is one anyway."""
-        steps, interval = self.progress.steps, self.config.evaluation_steps
-        return interval > 0 and steps % interval < samples and steps + samples <= end
+        progress, interval = self.progress, self.config.evaluation_steps
+        end = self._stage_ends()[progress.stage]
+        return interval > 0 and progress.steps % interval < samples and progress.steps + samples <= end
 
     def _ask_to_stop(self) -> None:
         self._asked_to_stop = True

@@ -20,6 +20,7 @@ from rich.console import Console
 from benchmarks.timing import BLOCKS, WARM_UP_CALLS, Timed, alternately, timed, wait
 from envs.controls import action_range
 from envs.engine import make_simulation
+from gorl_robotics.audition import candidates
 from gorl_robotics.config import Config
 from gorl_robotics.display import Display
 from gorl_robotics.graphs import captured
@@ -44,8 +45,6 @@ class Bench:
         console = Console(quiet=True, force_interactive=False)
         self.config = config
         self.trainer = Trainer(config, folder, Display("", config.total_steps, 1, console))
-        # The trainer's parts are measured as they are after it; it is measured by itself.
-        self._audition, self.trainer.audition = self.trainer.audition, None
         self.env, self.device = self.trainer.env, self.trainer.env.device
         self.steps = config.ppo.rollout_steps
         self.samples = config.num_envs * self.steps
@@ -132,7 +131,8 @@ class Bench:
         """
         plain, recorded, fitted = (self._iteration(name).seconds for name in ("plain", "recorded", "fitted"))
         config = self.config
-        auditioned, auditions = self._auditioned(), config.stages.audition if self._audition else 0
+        auditioned = self._auditioned() if candidates(config, 1) else None
+        auditions = config.stages.audition if auditioned else 0
         left = config.total_steps / self.samples - auditions
         rollouts = [max(1, round(share * left)) for share in config.stages.fractions]
         tail = math.ceil(config.refit.samples / self.samples)
@@ -251,21 +251,19 @@ class Bench:
         blocks = [self._block(count, self._begin(FAR)) for _ in range(BLOCKS)]
         return Timed(median(blocks), min(blocks), max(blocks), count)
 
-    def _auditioned(self) -> Timed | None:
-        """Iterations of the audition that a run of this configuration begins with, if it does."""
-        if self._audition is None:
-            return None
+    def _auditioned(self) -> Timed:
+        """Iterations of an audition."""
         trainer, blocks = self.trainer, []
-        trainer.collector.act_with(self._audition.cast)
+        audition = trainer.new_audition()
+        trainer.collector.act_with(audition.cast)
         for count in (WARM_UP_CALLS, *[LONG // 3] * BLOCKS):
             wait(self.device)
             began = perf_counter()
-            trainer.learn(trainer.progress.steps + count * self.samples, self._audition)
+            trainer.learn(trainer.progress.steps + count * self.samples, audition, self._begin(FAR))
             wait(self.device)
             blocks.append((perf_counter() - began) / count)
         trainer.collector.act_with(trainer.policy)
-        taken = blocks[1:]
-        return Timed(median(taken), min(taken), max(taken), LONG // 3)
+        return Timed(median(blocks[1:]), min(blocks[1:]), max(blocks[1:]), LONG // 3)
 
     def _record(self) -> dict[str, Timed]:
         """Fills a recording of the configured size, in blocks that take turns with as many that record nothing.

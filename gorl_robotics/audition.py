@@ -1,7 +1,8 @@
-"""An audition: several policies learn side by side, each in worlds of its own, and the best of them goes on.
+"""An audition: other policies get as many iterations as the first one has had, side by side in shares of the worlds.
 
 Which of two ways to earn something a policy takes is often decided early and by chance, and what is learnt later does
-not leave it again. One of several is more likely to have found the better way.
+not leave it again; one of several is more likely to have found the better way. Each of them has few worlds and learns
+less from them, so that one that earns more all the same has found something. Where none does, nothing has changed.
 """
 
 from __future__ import annotations
@@ -23,22 +24,23 @@ from gorl_robotics.rollout import Rollout
 
 _WORLDS = 256  # with fewer, a candidate would learn from too little at a time
 _LARGEST_SHARE = 0.25  # of a run's steps
-_NEWEST = 0.1  # share of the newest iteration in the running mean of what a candidate earns
 
 
 def candidates(config: Config, processes: int) -> int:
-    """How many policies audition; 1 is no audition."""
-    if steps_of(config, processes) > _LARGEST_SHARE * config.total_steps:
-        return 1
-    worlds, steps = config.num_envs, config.ppo.rollout_steps
+    """How many policies audition in a run; 0 where there is no audition."""
+    steps, worlds = steps_of(config, processes), config.num_envs
+    first_stage = config.stages.fractions[0] * (config.total_steps - steps)
+    # Whoever goes on must have the time to leave a refit its samples.
+    if steps > _LARGEST_SHARE * config.total_steps or steps + config.refit.samples > first_stage:
+        return 0
     for count in range(min(config.stages.candidates, worlds // _WORLDS), 1, -1):
-        if worlds % count == 0 and worlds // count * steps % config.ppo.minibatches == 0:
+        if worlds % count == 0 and worlds // count * config.ppo.rollout_steps % config.ppo.minibatches == 0:
             return count
-    return 1
+    return 0
 
 
 def steps_of(config: Config, processes: int) -> int:
-    """Environment steps of an audition, over all worlds of all processes."""
+    """Environment steps of an audition, over all worlds of all processes; as many come before it."""
     return config.stages.audition * processes * config.num_envs * config.ppo.rollout_steps
 
 
@@ -91,13 +93,13 @@ class Audition:
     Args:
         make: a new policy of the method, on the device, at each call.
         critic_observation_size: width of what the critic sees.
-        config: settings.
+        config: settings, of a run in which there is an audition.
         device: where everything lives.
         generator: seeds the candidates' own.
 
     Attributes:
         cast: the candidates, as they act.
-        steps: environment steps after which the best of them goes on.
+        learners: of each of them.
     """
 
     def __init__(
@@ -109,7 +111,6 @@ class Audition:
         generator: torch.Generator,
     ) -> None:
         count = candidates(config, distributed.size())
-        self.steps = steps_of(config, distributed.size())
         policies = [make() for _ in range(count)]
         self.cast = Cast(policies, config.num_envs, config.monitors, device)
         self._worlds = config.num_envs // count
@@ -120,7 +121,7 @@ class Audition:
             Learner(policy, critic_observation_size, config, samples, device, own)
             for policy, own in zip(policies, self._generators, strict=True)
         ]
-        self._earned = torch.zeros(count, device=device)
+        distributed.broadcast(self.cast, *(network for learner in self.learners for network in learner.networks))
         self._abreast, self._aside = Abreast(device, count), Beside(device, 1)
         self._rollout: Rollout | None = None
 
@@ -133,11 +134,6 @@ class Audition:
     def policy_rate(self) -> Tensor:
         """Mean of the policies' present learning rates, a scalar tensor."""
         return torch.stack([learner.policy_rate for learner in self.learners]).mean()
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """All that is to be the same in every process."""
-        return [self.cast, *(network for learner in self.learners for network in learner.networks)]
 
     def update(self, rollout: Rollout) -> None:
         """One PPO update of each candidate from its own worlds' part of a rollout."""
@@ -153,7 +149,6 @@ class Audition:
         else:
             for work in works:
                 work()
-        self._earned.lerp_(rollout.reward.view(-1, len(self.learners), self._worlds).mean(dim=(0, 2)), _NEWEST)
 
     def parts(self) -> list[Callable[[], object]]:
         """Those of one candidate, as in `Learner.parts`: the others' kernels are the same."""
@@ -169,24 +164,26 @@ class Audition:
             return Later(torch.cat([*(tensor.view(-1) for tensor in others), means]))
 
     def elect(self, policy: Policy, learner: Learner) -> str:
-        """Gives a policy and its learner what the candidate that lately earned most has; says so in one line."""
+        """Gives a policy and its learner what the best candidate has, if that has earned more; one line about it."""
         self._aside.join()
-        for each in self.learners:
+        for each in (learner, *self.learners):
             each.wait()
-        earned = self._earned.clone()
+        earned = torch.stack([each.earned for each in (learner, *self.learners)])
         distributed.average(earned)
-        best = int(earned.argmax())
-        leader = self.learners[best]
-        policy.load_state_dict(leader.policy.state_dict())
-        learner.load_state_dict(leader.state_dict())
-        rewards = ", ".join(f"{reward:.3f}" for reward in sorted(earned.tolist(), reverse=True))
-        return f"candidate {best + 1} of {len(self.learners)} goes on; they lately earned {rewards} a step"
+        before, *others = earned.tolist()
+        best = max(others)
+        if best > before:
+            leader = self.learners[others.index(best)]
+            policy.load_state_dict(leader.policy.state_dict())
+            learner.load_state_dict(leader.state_dict())
+        verdict = "the best of them goes on" if best > before else "the first policy goes on"
+        ranked = ", ".join(f"{reward:.3f}" for reward in sorted(others, reverse=True))
+        return f"{verdict}: it had earned {before:.3f} a step, the other {len(others)} {ranked}"
 
     def state_dict(self) -> dict[str, object]:
         """Everything that a resumed audition needs."""
         rows = zip(self.learners, self._generators, strict=True)
         return {
-            "earned": self._earned.clone(),
             "candidates": [
                 {
                     "policy": learner.policy.state_dict(),
@@ -199,7 +196,6 @@ class Audition:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restores `state_dict`."""
-        self._earned.copy_(saved["earned"])
         for learner, generator, own in zip(self.learners, self._generators, saved["candidates"], strict=True):
             learner.policy.load_state_dict(own["policy"])
             learner.load_state_dict(own["learner"])

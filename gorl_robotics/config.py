@@ -57,12 +57,10 @@ class Stages:
     """The slow time scale: how training is divided; each stage ends with an evaluation and, for GoRL, a refit."""
 
     candidates: int = setting(
-        16,
-        "policies that audition before the first stage, each in at least 256 worlds; the best goes on",
-        low=1,
+        16, "other policies that audition in the first stage, each in at least 256 worlds; 0: none", low=0
     )
     audition: int = setting(
-        110, "iterations of an audition; without one where that is more than a quarter of total_steps", low=1
+        110, "iterations before the audition and in it; there is none where these are too many for total_steps", low=1
     )
     fractions: list[float] = setting([0.3, 0.3, 0.4], "share of each stage of what steps are left; they sum to 1")
     first_regularisation: float = setting(
@@ -168,7 +166,7 @@ CPU_DEFAULTS: dict[str, Any] = {
 # Settings that there were: runs that were saved with them go on. They changed how fast a run was, not what it learnt.
 _FORMER = {"networks.fused"}
 # What runs did before there was a setting for it: they go on as they began.
-_ABSENT = {"ppo.novelty": 0.0, "stages.candidates": 1}
+_ABSENT = {"ppo.novelty": 0.0, "stages.candidates": 0}
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:

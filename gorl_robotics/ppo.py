@@ -26,6 +26,7 @@ _RATE_CHANGE = 1.5
 _ENTROPY_CHANGE = 1.005
 _MOST_ENTROPY = 10  # times the least
 _FEW_ACTUATORS = 4
+_NEWEST = 0.1  # share of the newest rollout in the running mean of what is earned
 POLICY_METRICS = ("loss/policy", "policy/kl", "policy/clipped", "policy/entropy", "policy/std")  # as in PolicyLoss
 METRICS = (*POLICY_METRICS, "loss/value")
 
@@ -40,6 +41,9 @@ class Learner:
         samples: environment steps of a rollout, T·N.
         device: where everything lives.
         generator: shuffles the minibatches.
+
+    Attributes:
+        earned: running mean of the reward of a control step, over the last ten rollouts or so, a scalar tensor.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Learner:
         # Of so many joints nothing but ±1 would come if each had as wide a σ as four have.
         first = config.stages.first_regularisation * max(_FEW_ACTUATORS, policy.noise_size) / _FEW_ACTUATORS
         self.regularisation = torch.tensor([config.ppo.entropy, first], device=device)
+        self.earned = torch.zeros((), device=device)
         self._allocate(samples, device)
         self.novelty = Novelty(critic_observation_size, samples, device, generator) if config.ppo.novelty else None
         # Both halves call collectives, which several processes must do in one order: on a CPU that takes one thread.
@@ -162,6 +167,7 @@ class Learner:
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "regularisation": self.regularisation,
+            "earned": self.earned,
             **({} if self.novelty is None else {"novelty": self.novelty.saved()}),
         }
 
@@ -175,12 +181,15 @@ class Learner:
             self.regularisation.copy_(weights)
         else:  # formerly of a mean over actuators, with an entropy whose weight did not change
             self.regularisation[1] = weights / self.policy.noise_size
+        if "earned" in saved:
+            self.earned.copy_(saved["earned"])  # type: ignore[arg-type]
         if self.novelty is not None and "novelty" in saved:
             self.novelty.restore(saved["novelty"])  # type: ignore[arg-type]
 
     def _prepare_minibatches(self, rollout: Rollout) -> None:
         """All that comes before the first minibatch, the statistics that the next rollout is seen with included."""
         self._load(rollout)
+        self.earned.lerp_(rollout.reward.mean(), _NEWEST)
         self._policy_sums.zero_()
         self._value_sum.zero_()
         for order in self._order.view(self.config.epochs, -1):

@@ -1,0 +1,95 @@
+"""A whole run with an audition: it is held where it should be, and the run goes on from any point of it."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import Ended, curve, evaluations, here, killed, only_run, rows, same_policy, saved, settings, signalled
+
+WORLDS, ROLLOUT_STEPS, AUDITION = 512, 4, 2
+SAMPLES = WORLDS * ROLLOUT_STEPS
+HELD: dict[str, Any] = {
+    "num_envs": WORLDS,
+    "ppo__rollout_steps": ROLLOUT_STEPS,
+    "total_steps": 20 * SAMPLES,
+    "stages__fractions": "[0.5,0.5]",  # of the 18 iterations that an audition of two leaves
+    "stages__audition": AUDITION,
+    "refit__samples": 3 * SAMPLES,
+}
+STAGE_ENDS = (11, 20)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
+    """A run from start to end."""
+    cwd = tmp_path_factory.mktemp("complete")
+    ended = here(settings(**HELD), cwd)
+    assert ended.code == 0, ended.err
+    return ended, only_run(cwd)
+
+
+def weights(checkpoint: dict[str, Any]) -> list[torch.Tensor]:
+    return [tensor for name, tensor in checkpoint["policy"].items() if name.startswith("latent")]
+
+
+def test_it_is_held_in_the_first_stage_and_every_step_counts(complete: tuple[Ended, Path]) -> None:
+    ended, folder = complete
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("audition: ")]
+    first, *others = (float(number) for number in re.findall(r"\d\.\d{3}", line))
+    assert len(others) == 2
+    assert ("the best of them goes on" in line) == (max(others) > first)
+    learnt = [row for row in rows(folder) if row["loss/value"]]
+    assert [int(row["steps"]) for row in learnt] == [SAMPLES * k for k in range(1, 21)]
+    assert [int(row["iteration"]) for row in evaluations(folder)] == list(STAGE_ENDS)
+    assert saved(folder)["audition"] is None
+
+
+@pytest.mark.parametrize("iteration", [1, 2, 3, 4, 5])
+def test_a_run_that_is_stopped_around_it_goes_on_as_it_would_have(
+    complete: tuple[Ended, Path], tmp_path: Path, iteration: int
+) -> None:
+    with signalled(iteration, signal.SIGTERM):
+        ended = here(settings(**HELD), tmp_path)
+    assert ended.code == 0, ended.err
+    folder = only_run(tmp_path)
+    stopped = saved(folder)
+    assert stopped["iteration"] == iteration
+    auditioning = AUDITION < iteration <= 2 * AUDITION
+    assert (stopped["audition"] is not None) == auditioning
+    if auditioning:
+        assert len(stopped["audition"]["candidates"]) == 2
+    assert here([f"resume={folder}"], tmp_path).code == 0
+    assert curve(folder) == curve(complete[1])
+    assert same_policy(folder, complete[1])
+
+
+def test_a_run_that_is_killed_in_it_goes_on(complete: tuple[Ended, Path], tmp_path: Path) -> None:
+    ended = killed(4, settings(**HELD, checkpoint_seconds=0), tmp_path)
+    assert ended.code == -signal.SIGKILL, ended.err
+    folder = only_run(tmp_path)
+    assert here([f"resume={folder}"], tmp_path).code == 0
+    assert curve(folder) == curve(complete[1])
+    assert same_policy(folder, complete[1])
+
+
+def test_what_is_saved_in_it_is_the_first_policy(tmp_path: Path) -> None:
+    found = []
+    for iteration in (AUDITION, AUDITION + 1):
+        cwd = tmp_path / str(iteration)
+        cwd.mkdir()
+        with signalled(iteration, signal.SIGTERM):
+            assert here(settings(**HELD), cwd).code == 0
+        found.append(weights(saved(only_run(cwd))))
+    assert all(torch.equal(before, after) for before, after in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("method", ["fpo", "dppo", "gaussian"])
+def test_every_method_can_audition(method: str, tmp_path: Path) -> None:
+    ended = here(settings(**HELD, method=method), tmp_path)
+    assert ended.code == 0, ended.err
+    assert "audition: " in ended.out
