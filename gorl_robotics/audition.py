@@ -24,6 +24,7 @@ from gorl_robotics.rollout import Rollout
 
 _WORLDS = 256  # with fewer, a candidate would learn from too little at a time
 _LARGEST_SHARE = 0.25  # of a run's steps
+_BETTER = 0.1  # share by which a candidate must earn more: one that is about as good has been learnt from less
 
 
 def candidates(config: Config, processes: int) -> int:
@@ -164,7 +165,7 @@ class Audition:
             return Later(torch.cat([*(tensor.view(-1) for tensor in others), means]))
 
     def elect(self, policy: Policy, learner: Learner) -> str:
-        """Gives a policy and its learner what the best candidate has, if that has earned more; one line about it."""
+        """Gives a policy and its learner what the best candidate has, if that has earned more; says so in one line."""
         self._aside.join()
         for each in (learner, *self.learners):
             each.wait()
@@ -172,11 +173,12 @@ class Audition:
         distributed.average(earned)
         before, *others = earned.tolist()
         best = max(others)
-        if best > before:
+        better = best > before + _BETTER * abs(before)
+        if better:
             leader = self.learners[others.index(best)]
             policy.load_state_dict(leader.policy.state_dict())
             learner.load_state_dict(leader.state_dict())
-        verdict = "the best of them goes on" if best > before else "the first policy goes on"
+        verdict = "the best of them goes on" if better else "the first policy goes on"
         ranked = ", ".join(f"{reward:.3f}" for reward in sorted(others, reverse=True))
         return f"{verdict}: it had earned {before:.3f} a step, the other {len(others)} {ranked}"
 
