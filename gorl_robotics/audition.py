@@ -24,7 +24,7 @@ from gorl_robotics.rollout import Rollout
 
 _WORLDS = 256  # with fewer, a candidate would learn from too little at a time
 _LARGEST_SHARE = 0.25  # of a run's steps
-_BETTER = 0.1  # share by which a candidate must earn more: one that is about as good has been learnt from less
+_BETTER = 0.05  # share by which a candidate must earn more: one that is about as good has been learnt from less
 
 
 def candidates(config: Config, processes: int) -> int:
