@@ -79,7 +79,8 @@ class Trainer:
         self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
         # Made before all is restored, random numbers too, as it was made before all was saved.
-        self.audition = self.new_audition() if saved and saved.get("audition") else None
+        held = saved and saved.get("audition") and candidates(config, distributed.size())
+        self.audition = self.new_audition() if held else None
         recorded = self.checkpointer.restore(saved, self.audition) if saved else None
         distributed.broadcast(self.policy, *self.learner.networks)
         self.progress = Progress(folder, display, saved)

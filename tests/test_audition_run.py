@@ -122,3 +122,15 @@ def test_two_processes_hold_one_together(tmp_path: Path) -> None:
     learnt = [row for row in rows(folder) if row["loss/value"]]
     assert [int(row["steps"]) for row in learnt] == [2 * SAMPLES * k for k in range(1, 21)]
     assert [int(row["iteration"]) for row in evaluations(folder)] == list(STAGE_ENDS)
+
+
+def test_it_ends_where_there_are_too_many_processes_for_it(tmp_path: Path) -> None:
+    one = {**HELD, "total_steps": 18 * SAMPLES, "refit__samples": 4 * SAMPLES}
+    with signalled(3, signal.SIGTERM):
+        assert here(settings(**one), tmp_path).code == 0
+    folder = only_run(tmp_path)
+    assert saved(folder)["audition"] is not None
+    ended = torchrun([f"resume={folder}"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert "audition: " not in ended.out
+    assert saved(folder)["steps"] == 17 * SAMPLES
