@@ -169,8 +169,8 @@ class Audition:
         self._aside.join()
         for each in (learner, *self.learners):
             each.wait()
-        earned = torch.stack([each.earned for each in (learner, *self.learners)])
-        distributed.average(earned)
+        earned = torch.stack([each.earned for each in (learner, *self.learners)]).cpu()
+        distributed.average(earned)  # by the hosts: see the third rule there
         before, *others = earned.tolist()
         best = max(others)
         better = best > before + _BETTER * abs(before)

@@ -162,9 +162,11 @@ def mean_std(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def broadcast(*modules: nn.Module) -> None:
-    """Gives every process the first one's weights and buffers, in place."""
+    """Gives every process the first one's weights and buffers, in place, once the device has nothing else to do."""
     if size() == 1:
         return
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # no captured graph is running any more
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             with _collective(tensor.device):
