@@ -190,6 +190,7 @@ class Trainer:
         config, device, sizes = self.config, self.env.device, (self.env.observation_size, self.env.action_size)
         return Audition(
             lambda: methods.make(config, *sizes).to(device),
+            self.policy,
             self.env.critic_observation_size,
             config,
             device,

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gorl_robotics import distributed
 from gorl_robotics.beside import Abreast, Beside
@@ -45,47 +45,35 @@ def steps_of(config: Config, processes: int) -> int:
     return config.stages.audition * processes * config.num_envs * config.ppo.rollout_steps
 
 
-class Cast(nn.Module):
-    """Policies of one method that act side by side, each in its share of the worlds; an `Actor`.
+class Cast:
+    """Policies of one method that act side by side in equal shares of the worlds; an `Actor`.
 
     Args:
-        policies: on one device.
-        num_envs: worlds that are learnt from; each policy's share of them is equal, in order.
-        monitors: worlds behind them, which are shared out as evenly as it goes.
+        candidates: each acts in its share of the worlds that are learnt from, in order.
+        first: acts in all worlds behind them, the monitors: it is still the one that would be used.
+        num_envs: worlds that are learnt from.
         device: where the policies are.
     """
 
-    def __init__(self, policies: Sequence[Policy], num_envs: int, monitors: int, device: torch.device) -> None:
-        super().__init__()
-        self._policies = list(policies)
-        self._registered = nn.ModuleList(policies)
-        self.noise_size, self.reads = policies[0].noise_size, policies[0].reads
-        worlds = torch.arange(num_envs + monitors)
-        learnt, watched = (part.tensor_split(len(policies)) for part in worlds.split([num_envs, monitors]))
-        shares = [torch.cat(pair) for pair in zip(learnt, watched, strict=True)]
-        self._sizes = [len(share) for share in shares]
-        order = torch.cat(shares)
-        self._order, self._place = order.to(device), order.argsort().to(device)
-        self._abreast = Abreast(device, len(policies))
+    def __init__(self, candidates: Sequence[Policy], first: Policy, num_envs: int, device: torch.device) -> None:
+        self.noise_size, self.reads = first.noise_size, first.reads
+        self._policies = [*candidates, first]
+        self._learnt, self._share = num_envs, num_envs // len(candidates)
+        self._abreast = Abreast(device, len(self._policies))
 
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Sample:
         """What each policy does in its own worlds, in the order of the worlds; see `Policy.act`."""
         parts = zip(self._policies, self._shared_out(observation), self._shared_out(noise), strict=True)
         samples = self._abreast([partial(policy.act, seen, own, generator) for policy, seen, own in parts])
-        names = samples[0].stored
-        return Sample(
-            self._together([sample.latent for sample in samples]),
-            self._together([sample.decoded for sample in samples]),
-            self._together([sample.action for sample in samples]),
-            {name: self._together([sample.stored[name] for sample in samples]) for name in names},
+        stored = {name: torch.cat([sample.stored[name] for sample in samples]) for name in samples[0].stored}
+        latent, decoded, action = (
+            torch.cat([getattr(sample, name) for sample in samples]) for name in ("latent", "decoded", "action")
         )
+        return Sample(latent, decoded, action, stored)
 
-    def _shared_out(self, tensor: Tensor) -> Sequence[Tensor]:
-        return tensor[self._order].split(self._sizes)
-
-    def _together(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts)[self._place]
+    def _shared_out(self, tensor: Tensor) -> list[Tensor]:
+        return [*tensor[: self._learnt].split(self._share), tensor[self._learnt :]]
 
 
 class Audition:
@@ -93,19 +81,21 @@ class Audition:
 
     Args:
         make: a new policy of the method, on the device, at each call.
+        first: the policy that there is.
         critic_observation_size: width of what the critic sees.
         config: settings, of a run in which there is an audition.
         device: where everything lives.
         generator: seeds the candidates' own.
 
     Attributes:
-        cast: the candidates, as they act.
+        cast: the candidates, and the first policy in the monitor worlds, as they act.
         learners: of each of them.
     """
 
     def __init__(
         self,
         make: Callable[[], Policy],
+        first: Policy,
         critic_observation_size: int,
         config: Config,
         device: torch.device,
@@ -113,7 +103,7 @@ class Audition:
     ) -> None:
         count = candidates(config, distributed.size())
         policies = [make() for _ in range(count)]
-        self.cast = Cast(policies, config.num_envs, config.monitors, device)
+        self.cast = Cast(policies, first, config.num_envs, device)
         self._worlds = config.num_envs // count
         samples = self._worlds * config.ppo.rollout_steps
         # One for each: a generator must not be drawn from in two streams at once.
@@ -122,7 +112,7 @@ class Audition:
             Learner(policy, critic_observation_size, config, samples, device, own)
             for policy, own in zip(policies, self._generators, strict=True)
         ]
-        distributed.broadcast(self.cast, *(network for learner in self.learners for network in learner.networks))
+        distributed.broadcast(*policies, *(network for learner in self.learners for network in learner.networks))
         self._abreast, self._aside = Abreast(device, count), Beside(device, 1)
         self._rollout: Rollout | None = None
 

@@ -41,7 +41,8 @@ class Setup:
         self.config = small_config(**SETTINGS)
         self.env = FakeEnvironment(WORLDS, MONITORS, device=device)
         self.device = self.env.device
-        self.audition = Audition(self.policy, 5, self.config, self.device, self.generator())
+        self.first = self.policy()
+        self.audition = Audition(self.policy, self.first, 5, self.config, self.device, self.generator())
         steps = self.config.ppo.rollout_steps
         self.collector = Collector(self.env, self.audition.cast, steps, self.env.generator)
         self.samples = WORLDS * steps
@@ -76,16 +77,16 @@ def state(learner: Learner) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("method", [GorlPolicy, Fpo])
-def test_each_policy_acts_in_its_own_worlds(method: Any) -> None:
+def test_each_policy_acts_in_its_own_worlds_and_the_first_in_the_monitors(method: Any) -> None:
     config = small_config()
-    policies = [method.from_config(config, 4, 2) for _ in range(3)]
+    *others, first = policies = [method.from_config(config, 4, 2) for _ in range(4)]
     for policy in policies:
         for parameter in policy.parameters():
             torch.nn.init.normal_(parameter, 0.0, 0.3)
-    cast = Cast(policies, 6, 2, torch.device("cpu"))
-    observation, noise = torch.randn(8, 4), torch.randn(8, cast.noise_size)
+    cast = Cast(others, first, 6, torch.device("cpu"))
+    observation, noise = torch.randn(9, 4), torch.randn(9, cast.noise_size)
     acted = cast.act(observation, noise, torch.Generator())
-    for policy, worlds in zip(policies, ([0, 1, 6], [2, 3, 7], [4, 5]), strict=True):
+    for policy, worlds in zip(policies, ([0, 1], [2, 3], [4, 5], [6, 7, 8]), strict=True):
         alone = policy.act(observation[worlds], noise[worlds], torch.Generator())
         for name in ("latent", "decoded", "action"):
             torch.testing.assert_close(getattr(acted, name)[worlds], getattr(alone, name), rtol=1e-5, atol=1e-6)
