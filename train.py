@@ -7,10 +7,9 @@ Read from `Trainer.train` on: it is the algorithm. `python train.py --help` list
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rich.console import Console
 
 import tasks
 from envs.dry_run import dry_run
+from envs.engine import load_engine
 from envs.user_code import blaming
 from envs.vector_env import VectorEnv
 from gorl_robotics import distributed, methods, run_folder
@@ -64,6 +64,7 @@ class Trainer:
             self.policy, layout.critic_observation_size, config, config.num_envs * steps, device, self.generator
         )
         with compiling(self.learner.parts(), device):
+            load_engine(device)
             self.env = VectorEnv(
                 task,
                 config.num_envs,
@@ -73,10 +74,8 @@ class Trainer:
                 practice=config.practice,
                 threads=threads,
             )
-            self.watched = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=threads, noise=False)
         # All that a control step draws comes from one generator: each costs a graph's launch two small kernels.
         self.collector = Collector(self.env, self.policy, steps, self.env.generator)
-        self.evaluator = Evaluator(self.watched, self.policy, EVALUATION_SEED)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
         # Made before all is restored, random numbers too, as it was made before all was saved.
         held = saved and saved.get("audition") and candidates(config, distributed.size())
@@ -89,6 +88,17 @@ class Trainer:
             folder, config, self.collector.rollout, terms, self.policy.refits, display, recorded
         )
         self._asked_to_stop = False
+
+    @cached_property
+    def watched(self) -> VectorEnv:
+        """The worlds of frozen evaluations, made when they are first needed: a start need not wait for them."""
+        threads, device = distributed.threads(self.config.threads), self.env.device
+        return VectorEnv(self.env.task, 2 * self.config.evaluation_worlds, device=device, threads=threads, noise=False)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Evaluates the policy in them."""
+        return Evaluator(self.watched, self.policy, EVALUATION_SEED)
 
     def train(self) -> None:
         """The algorithm: stages of PPO with the decoder frozen and, if there is one, a refit of it between them."""
@@ -217,7 +227,6 @@ class Trainer:
 
 def main() -> None:
     """The command line."""
-    gc.freeze()  # what has been imported stays: no collection before a capture need look through it
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(help_text({"cpu": CPU_DEFAULTS, **methods.layers()}))

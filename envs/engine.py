@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+
 import mujoco
 import torch
 
 from envs.native_simulation import NativeSimulation
 from envs.simulation import Simulation
 from envs.task import Task
+
+
+def load_engine(device: torch.device) -> None:
+    """Imports what makes a device's simulations; it stays, so that no collection before a capture looks through it."""
+    if device.type == "cuda":
+        from envs import warp_simulation  # noqa: F401 - seconds, which a CPU need not wait for
+
+        gc.freeze()
 
 
 def make_simulation(
