@@ -94,6 +94,13 @@ def here(arguments: list[str], cwd: Path, main: Callable[[], None] = train.main)
 
 
 @contextmanager
+def no_export() -> Iterator[None]:
+    """Runs in this process end without an export, which takes longer than all the rest of a tiny run."""
+    with mock.patch("gorl_robotics.export.export_checkpoint", return_value="nowhere"):
+        yield
+
+
+@contextmanager
 def signalled(after: int, kind: signal.Signals, during: str = "report") -> Iterator[None]:
     """A run in this process gets a signal at the end of iteration `after`, before any checkpoint of it."""
     original = getattr(Progress, during)

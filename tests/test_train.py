@@ -27,6 +27,7 @@ from running import (
     here,
     killed,
     largest_file,
+    no_export,
     only_run,
     process,
     rows,
@@ -142,7 +143,8 @@ def test_a_pipe_gets_plain_lines(complete: tuple[Ended, Path]) -> None:
 
 
 def test_the_same_seed_gives_the_same_curve_without_storage(complete: tuple[Ended, Path], tmp_path: Path) -> None:
-    ended = here(settings(storage__enabled="false"), tmp_path)
+    with no_export():
+        ended = here(settings(storage__enabled="false"), tmp_path)
     assert ended.code == 0, ended.err
     folder = only_run(tmp_path)
     assert not (folder / "rollouts").exists()
@@ -156,7 +158,8 @@ def test_evaluations_within_stages_change_nothing_else(complete: tuple[Ended, Pa
         ended = here(settings(evaluation_steps=SAMPLES * 9 // 2), tmp_path)
     assert ended.code == 0, ended.err
     folder = only_run(tmp_path)
-    assert here([f"resume={folder}"], tmp_path).code == 0
+    with no_export():
+        assert here([f"resume={folder}"], tmp_path).code == 0
     within = (5, 14, 18)  # 9 and 22.5 iterations are where a stage ends
     assert [int(row["iteration"]) for row in evaluations(folder)] == sorted((*STAGE_ENDS, *within))
     kept = [
@@ -232,7 +235,8 @@ def test_a_run_stopped_before_its_first_evaluation_is_exported_and_goes_on(tmp_p
 
 def test_an_older_checkpoint_goes_on_in_a_new_folder(complete: tuple[Ended, Path], run: Path, tmp_path: Path) -> None:
     before = contents(run)
-    ended = here([f"resume={run}/checkpoints/stage-1.pt"], tmp_path)
+    with no_export():
+        ended = here([f"resume={run}/checkpoints/stage-1.pt"], tmp_path)
     assert ended.code == 0, ended.err
     assert contents(run) == before
     folder = only_run(tmp_path)
@@ -242,7 +246,8 @@ def test_an_older_checkpoint_goes_on_in_a_new_folder(complete: tuple[Ended, Path
 
 def test_a_raised_total_goes_on(complete: tuple[Ended, Path], run: Path, tmp_path: Path) -> None:
     former = curve(complete[1])
-    ended = here([f"resume={run}", f"total_steps={TINY['total_steps'] + 2 * SAMPLES}"], tmp_path)
+    with no_export():
+        ended = here([f"resume={run}", f"total_steps={TINY['total_steps'] + 2 * SAMPLES}"], tmp_path)
     assert ended.code == 0, ended.err
     assert curve(run)[: len(former)] == former
     added = rows(run)[len(former) :]
