@@ -102,7 +102,7 @@ class Trainer:
 
     def train(self) -> None:
         """The algorithm: stages of PPO with the decoder frozen and, if there is one, a refit of it between them."""
-        progress, ends = self.progress, self._stage_ends()
+        progress, ends = self.progress, self.stage_ends
         with on_stop(self._ask_to_stop):
             while progress.stage < len(ends):
                 recorder = self.recordings.begin(progress.stage, ends[progress.stage])
@@ -207,7 +207,8 @@ class Trainer:
             self.generator,
         )
 
-    def _stage_ends(self) -> list[int]:
+    @cached_property
+    def stage_ends(self) -> list[int]:
         """Counts of environment steps at which stages end; they share what an audition leaves."""
         config, processes = self.config, distributed.size()
         taken = steps_of(config, processes) if candidates(config, processes) else 0
@@ -217,7 +218,7 @@ class Trainer:
     def _evaluation_due(self, samples: int) -> bool:
         """Whether the last iteration passed a multiple of `evaluation_steps`; at a stage's end there is one anyway."""
         progress, interval = self.progress, self.config.evaluation_steps
-        end = self._stage_ends()[progress.stage]
+        end = self.stage_ends[progress.stage]
         return interval > 0 and progress.steps % interval < samples and progress.steps + samples <= end
 
     def _ask_to_stop(self) -> None:

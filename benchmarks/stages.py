@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks.timing import BLOCKS, WARM_UP_CALLS, Timed, alternately, timed, wait
 from envs.controls import action_range
 from envs.engine import make_simulation
-from gorl_robotics.audition import candidates
+from gorl_robotics.audition import Audition, candidates
 from gorl_robotics.config import Config
 from gorl_robotics.display import Display
 from gorl_robotics.graphs import captured
@@ -253,17 +253,12 @@ class Bench:
 
     def _auditioned(self) -> Timed:
         """Iterations of an audition."""
-        trainer, blocks = self.trainer, []
-        audition = trainer.new_audition()
-        trainer.collector.act_with(audition.cast)
-        for count in (WARM_UP_CALLS, *[LONG // 3] * BLOCKS):
-            wait(self.device)
-            began = perf_counter()
-            trainer.learn(trainer.progress.steps + count * self.samples, audition, self._begin(FAR))
-            wait(self.device)
-            blocks.append((perf_counter() - began) / count)
-        trainer.collector.act_with(trainer.policy)
-        return Timed(median(blocks[1:]), min(blocks[1:]), max(blocks[1:]), LONG // 3)
+        audition, count = self.trainer.new_audition(), LONG // 3
+        self.trainer.collector.act_with(audition.cast)
+        self._learn(WARM_UP_CALLS, self._begin(FAR), audition)
+        blocks = [self._block(count, self._begin(FAR), audition) for _ in range(BLOCKS)]
+        self.trainer.collector.act_with(self.trainer.policy)
+        return Timed(median(blocks), min(blocks), max(blocks), count)
 
     def _record(self) -> dict[str, Timed]:
         """Fills a recording of the configured size, in blocks that take turns with as many that record nothing.
@@ -287,11 +282,11 @@ class Bench:
         """How many are recorded for a refit."""
         return math.ceil(self.config.refit.samples / self.samples)
 
-    def _block(self, iterations: int, recorder: Recorder) -> float:
+    def _block(self, iterations: int, recorder: Recorder, audition: Audition | None = None) -> float:
         """Seconds of each of several iterations without a break, as in a run; the host waits after the last alone."""
         wait(self.device)
         began = perf_counter()
-        self._learn(iterations, recorder)
+        self._learn(iterations, recorder, audition)
         wait(self.device)
         return (perf_counter() - began) / iterations
 
@@ -318,9 +313,9 @@ class Bench:
         policy.generative = was_generative
         wait(self.device)
 
-    def _learn(self, iterations: int, recorder: Recorder) -> None:
+    def _learn(self, iterations: int, recorder: Recorder, audition: Audition | None = None) -> None:
         trainer = self.trainer
-        trainer.learn(trainer.progress.steps + iterations * self.samples, trainer.learner, recorder)
+        trainer.learn(trainer.progress.steps + iterations * self.samples, audition or trainer.learner, recorder)
 
     def _begin(self, stage_end: int) -> Recorder:
         return self.trainer.recordings.begin(self.trainer.progress.stage, stage_end)

@@ -133,13 +133,13 @@ class Audition:
             self._rollout = rollout
             starts = range(0, rollout.reward.shape[1], self._worlds)
             self._parts = [rollout.of_worlds(start, start + self._worlds) for start in starts]
-        works = [partial(_learn, *pair) for pair in zip(self.learners, self._parts, strict=True)]
-        # Several processes' collectives must follow one another in the same order everywhere.
+        pairs = zip(self.learners, self._parts, strict=True)
         if distributed.size() == 1:
-            self._abreast(works)
-        else:
-            for work in works:
-                work()
+            self._abreast([partial(learner.update, part) for learner, part in pairs])
+            return
+        for learner, part in pairs:
+            learner.update(part)
+            learner.wait()  # collectives must follow one another in the same order everywhere
 
     def parts(self) -> list[Callable[[], object]]:
         """Those of one candidate, as in `Learner.parts`: the others' kernels are the same."""
@@ -148,11 +148,8 @@ class Audition:
     def metrics_later(self, *others: Tensor) -> Later:
         """As a `Learner`'s, means over the candidates."""
         with self._aside.behind():
-            for tensor in others:
-                if tensor.is_cuda:
-                    tensor.record_stream(torch.cuda.current_stream())  # its memory is in use until then
             means = torch.stack([learner.metrics() for learner in self.learners]).mean(dim=0)
-            return Later(torch.cat([*(tensor.view(-1) for tensor in others), means]))
+            return Later.of(*others, means)
 
     def elect(self, policy: Policy, learner: Learner) -> str:
         """Gives a policy and its learner what the best candidate has, if that has earned more; says so in one line."""
@@ -170,7 +167,7 @@ class Audition:
             learner.load_state_dict(leader.state_dict())
         verdict = "the best of them goes on" if better else "the first policy goes on"
         ranked = ", ".join(f"{reward:.3f}" for reward in sorted(others, reverse=True))
-        return f"{verdict}: it had earned {before:.3f} a step, the other {len(others)} {ranked}"
+        return f"{verdict}: the first had earned {before:.3f} a step, the other {len(others)} {ranked}"
 
     def state_dict(self) -> dict[str, object]:
         """Everything that a resumed audition needs."""
@@ -192,12 +189,6 @@ class Audition:
             learner.policy.load_state_dict(own["policy"])
             learner.load_state_dict(own["learner"])
             generator.set_state(own["generator"])
-
-
-def _learn(learner: Learner, rollout: Rollout) -> None:
-    learner.update(rollout)
-    if distributed.size() > 1:
-        learner.wait()
 
 
 def _another(generator: torch.Generator) -> torch.Generator:

@@ -29,6 +29,14 @@ class Later:
             self._host = tensor.clone()
         self.arrived = time.monotonic()
 
+    @classmethod
+    def of(cls, *tensors: Tensor) -> Later:
+        """All numbers of several tensors, (n,), which may have been made in other streams."""
+        for tensor in tensors:
+            if tensor.is_cuda:
+                tensor.record_stream(torch.cuda.current_stream())  # its memory is in use until then
+        return cls(torch.cat([tensor.view(-1) for tensor in tensors]))
+
     def now(self) -> Tensor:
         """The values, on the host, which waits for them."""
         if self._event is not None:

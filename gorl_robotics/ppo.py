@@ -146,10 +146,7 @@ class Learner:
         The others must be nobody else's: they are come to later.
         """
         with self._beside.behind():
-            for tensor in others:
-                if tensor.is_cuda:
-                    tensor.record_stream(torch.cuda.current_stream())  # its memory is in use until then
-            return Later(torch.cat([*(tensor.view(-1) for tensor in others), self._means()]))
+            return Later.of(*others, self._means())
 
     def restart_policy(self, regularisation: float) -> None:
         """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept."""
