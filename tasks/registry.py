@@ -1,4 +1,4 @@
-"""Task names. Every module in this folder is imported on first use; a file dropped into it needs nothing else."""
+"""Task names. Every module of tasks in this folder is imported on first use; a file dropped into it needs nothing else."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from envs.user_code import deepest, defined_at, raised_at, shown, summary
 from gorl_robotics.errors import InputError, unknown
 from tasks import files
 
+_COMMANDS = {"__main__", "check", "new"}  # of `python -m tasks`, with more imports than a training's start should need
 _TASKS: dict[str, type[Task]] = {}
 T = TypeVar("T", bound=type[Task])
 
@@ -68,7 +69,7 @@ def _new(kind: type[Task]) -> Task:
 @cache
 def _load_all() -> None:
     for module in pkgutil.iter_modules(tasks.__path__):
-        if module.name != "__main__":
+        if module.name not in _COMMANDS:
             _load(module.name)
 
 
