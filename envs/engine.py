@@ -13,11 +13,13 @@ from envs.task import Task
 
 
 def load_engine(device: torch.device) -> None:
-    """Imports what makes a device's simulations; it stays, so that no collection before a capture looks through it."""
+    """Imports what makes a device's simulations; it stays, so that no collection, now or later, looks through it."""
     if device.type == "cuda":
+        gc.disable()
         from envs import warp_simulation  # noqa: F401 - seconds, which a CPU need not wait for
 
         gc.freeze()
+        gc.enable()
 
 
 def make_simulation(

@@ -37,12 +37,12 @@ def policy_loss(
         old_log_prob: (B,) of it when it was sampled.
         advantage: (B,), normalised.
         clip: range of the probability ratio.
-        regularisation: weights of the Gaussian's entropy and of Σμ² + Σσ² over actuators, (2,).
+        regularisation: weights of the Gaussian's entropy and, summed over actuators, of μ² and of σ², (3,).
     """
     terms = clipped_surrogate(gaussian_log_prob(latent, mean, std) - old_log_prob, advantage, clip)
     entropy = gaussian_entropy(std).mean()
-    pull = (mean**2 + std**2).sum(dim=-1).mean()
-    loss = terms.loss - regularisation[0] * entropy + regularisation[1] * pull
+    pull = (regularisation[1] * mean**2 + regularisation[2] * std**2).sum(dim=-1).mean()
+    loss = terms.loss - regularisation[0] * entropy + pull
     return terms._replace(loss=loss, entropy=entropy.detach(), std=std.detach().mean())
 
 

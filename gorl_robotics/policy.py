@@ -98,7 +98,7 @@ class Policy(nn.Module, ABC):
         Args:
             minibatch: normalised `observation` (B, obs), normalised `advantage` (B,) and what `reads` names (B, ...).
             ppo: settings.
-            regularisation: weights of a latent Gaussian's entropy and of the pull on it, (2,).
+            regularisation: weights of a latent Gaussian's entropy and of the pulls on its μ and its σ, (3,).
         """
 
     def gradients(self, buffers: Mapping[str, Tensor], rows: Tensor, ppo: Ppo, regularisation: Tensor) -> PolicyLoss:

@@ -37,7 +37,7 @@ def _surrogate(change, advantage, clip):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _loss(  # type: ignore[no-untyped-def]
-    mean, spread, z, old, advantage, here, real, count, size, clip, entropy_weight, pull, unit_std, min_std
+    mean, spread, z, old, advantage, here, real, count, size, clip, entropy_weight, pull, narrow, unit_std, min_std
 ):
     """The loss of a block of rows and its gradient with respect to the network's two outputs.
 
@@ -53,11 +53,11 @@ def _loss(  # type: ignore[no-untyped-def]
     value, derivative, kl, clipped = _surrogate(change, advantage, clip)
     up = -derivative[None, :] / count
     to_mean = up * deviation / std + pull * 2 * mean / count
-    to_std = up * (deviation * deviation - 1) / std - entropy_weight / (count * std) + pull * 2 * std / count
+    to_std = up * (deviation * deviation - 1) / std - entropy_weight / (count * std) + narrow * 2 * std / count
     to_spread = to_std * tl.sigmoid(spread + unit_std)
     entropy = tl.sum(tl.sum(tl.where(both, log_std + 0.5 * _LOG_2PI + 0.5, 0.0), axis=0)) / count
-    squares = tl.sum(tl.sum(tl.where(both, mean * mean + std * std, 0.0), axis=0)) / count
-    loss = -tl.sum(tl.where(here, value, 0.0)) / count - entropy_weight * entropy + pull * squares
+    pulled = tl.sum(tl.sum(tl.where(both, pull * mean * mean + narrow * std * std, 0.0), axis=0)) / count
+    loss = -tl.sum(tl.where(here, value, 0.0)) / count - entropy_weight * entropy + pulled
     term = tl.arange(0, 8)
     terms = tl.where(term == 0, loss, 0.0) + tl.where(term == 1, tl.sum(tl.where(here, kl, 0.0)) / count, 0.0)
     terms += tl.where(term == 2, tl.sum(tl.where(here, clipped, 0.0)) / count, tl.where(term == 3, entropy, 0.0))
@@ -95,6 +95,7 @@ def _improve(  # type: ignore[no-untyped-def]
     axis, result = tl.arange(0, padded), tl.arange(0, head)
     real = result < size
     entropy_weight, pull = tl.load(regularisation), tl.load(regularisation + 1)
+    narrow = tl.load(regularisation + 2)
     scratch += tl.program_id(0) * layers * block * width
     sums = partial + tl.program_id(0) * stride
     own = sums + width * (inputs + 1) + (layers - 1) * width * (width + 1)
@@ -114,7 +115,7 @@ def _improve(  # type: ignore[no-untyped-def]
         old = tl.load(log_prob + row, mask=here, other=0.0)
         gain = tl.load(advantage + row, mask=here, other=0.0)
         to_mean, to_spread, terms = _loss(
-            mean, spread, z, old, gain, here, real, count, size, clip, entropy_weight, pull, unit_std, min_std
+            mean, spread, z, old, gain, here, real, count, size, clip, entropy_weight, pull, narrow, unit_std, min_std
         )
         more = turn > 0
         term = tl.arange(0, 8)
@@ -147,7 +148,7 @@ def improve(
         advantage: (S,), normalised.
         rows: which of them are the minibatch, (B,), int64.
         clip: range of the probability ratio.
-        regularisation: weights of the Gaussian's entropy and of the pull on μ and σ, (2,).
+        regularisation: weights of the Gaussian's entropy and of the pulls on μ and on σ, (3,).
 
     Returns:
         A gradient for every parameter, all of them views of one buffer; and (5,), the fields of a `PolicyLoss`.

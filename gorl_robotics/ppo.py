@@ -65,7 +65,7 @@ class Learner:
         self.critic_optimizer = Adam(self.critic.parameters(), config.ppo.learning_rate)
         # Of so many joints nothing but ±1 would come if each had as wide a σ as four have.
         first = config.stages.first_regularisation * max(_FEW_ACTUATORS, policy.noise_size) / _FEW_ACTUATORS
-        self.regularisation = torch.tensor([config.ppo.entropy, first], device=device)
+        self.regularisation = torch.tensor([config.ppo.entropy, first, first], device=device)  # see `policy_loss`
         self.earned = torch.zeros((), device=device)
         self._allocate(samples, device)
         self.novelty = Novelty(critic_observation_size, samples, device, generator) if config.ppo.novelty else None
@@ -148,12 +148,15 @@ class Learner:
         with self._beside.behind():
             return Later.of(*others, self._means())
 
-    def restart_policy(self, regularisation: float) -> None:
-        """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept."""
+    def restart_policy(self, pull: float) -> None:
+        """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept.
+
+        From now on σ is pulled by `pull`; μ as it was, since one that is held back may stand still where it must not.
+        """
         self.policy.restart()
         self.policy_optimizer.reset()
         self.policy_rate.fill_(self.config.learning_rate)
-        self.regularisation.copy_(torch.tensor([self.config.entropy, regularisation]))
+        self.regularisation[0], self.regularisation[2] = self.config.entropy, pull
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the policy's own weights."""
@@ -174,10 +177,10 @@ class Learner:
             getattr(self, name).load_state_dict(saved[name])
         weights = saved["regularisation"]
         assert isinstance(weights, Tensor)
-        if weights.dim():
-            self.regularisation.copy_(weights)
-        else:  # formerly of a mean over actuators, with an entropy whose weight did not change
-            self.regularisation[1] = weights / self.policy.noise_size
+        if not weights.dim():  # formerly of a mean over actuators, with an entropy whose weight did not change
+            weights = torch.stack([self.regularisation[0].to(weights.device), weights / self.policy.noise_size])
+        # Formerly there was one pull on both, which goes on.
+        self.regularisation.copy_(weights if len(weights) == 3 else torch.cat([weights, weights[1:]]))
         if "earned" in saved:
             self.earned.copy_(saved["earned"])  # type: ignore[arg-type]
         if self.novelty is not None and "novelty" in saved:

@@ -1,4 +1,4 @@
-"""Task names. Every module of tasks in this folder is imported on first use; a file dropped into it needs nothing else."""
+"""Task names. Every module of them in this folder is imported on first use; a file dropped into it is enough."""
 
 from __future__ import annotations
 

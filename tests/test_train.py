@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -38,6 +39,7 @@ from running import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from envs.engine import load_engine
 from gorl_robotics import export
 from gorl_robotics.config import Config, config_values
 from gorl_robotics.recording import read_rollouts
@@ -318,3 +320,9 @@ def test_help_lists_every_setting(tmp_path: Path) -> None:
     for name in config_values(Config()):
         assert f"  {name}=" in ended.out
     assert not list(tmp_path.iterdir())
+
+
+def test_garbage_is_collected_after_all_imports() -> None:
+    assert gc.isenabled()  # `running` has imported train.py
+    load_engine(torch.device("cuda"))
+    assert gc.isenabled()

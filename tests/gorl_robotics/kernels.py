@@ -89,7 +89,7 @@ def check_policy(inputs: int, hidden: list[int], size: int, rows: int, device: s
         mean, std = policy(observation)
         latent = mean + std * torch.randn_like(mean)
         old = gaussian_log_prob(latent, mean, std) + 0.2 * torch.randn(2 * rows, device=device)
-    advantage, weights = torch.randn(2 * rows, device=device), torch.tensor([0.01, 0.3], device=device)
+    advantage, weights = torch.randn(2 * rows, device=device), torch.tensor([0.01, 0.3, 0.2], device=device)
     data = (observation, latent, old, advantage)
     gradients, terms = policy_kernel.improve(policy.network, *data, order, 0.2, weights)
     seen, *rest = (each[order].double() for each in data)

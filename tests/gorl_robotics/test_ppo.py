@@ -22,7 +22,7 @@ from gorl_robotics.networks import fits_critic_kernel
 from gorl_robotics.ppo import METRICS, Learner
 from gorl_robotics.rollout import Collector, Rollout
 
-ZERO = torch.zeros(2)
+ZERO = torch.zeros(3)
 
 
 class Setup:
@@ -76,7 +76,7 @@ def minibatch() -> dict[str, Tensor]:
 
 
 def test_policy_loss_equals_a_slow_reference() -> None:
-    batch, clip, entropy_weight, pull_weight = minibatch(), 0.2, 0.03, 0.07
+    batch, clip, entropy_weight, pulls = minibatch(), 0.2, 0.03, {"mean": 0.07, "std": 0.04}
     surrogate, entropy, kl, clipped = 0.0, 0.0, 0.0, 0
     for row in range(3):
         new = 0.0
@@ -88,9 +88,9 @@ def test_policy_loss_equals_a_slow_reference() -> None:
         surrogate += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage) / 3
         kl += (ratio - 1 - math.log(ratio)) / 3
         clipped += abs(ratio - 1) > clip
-    pull = sum(float((batch[name] ** 2).sum()) / 3 for name in ("mean", "std"))
-    expected = -surrogate - entropy_weight * entropy + pull_weight * pull
-    terms = policy_loss(**batch, clip=clip, regularisation=torch.tensor([entropy_weight, pull_weight]))
+    pull = sum(weight * float((batch[name] ** 2).sum()) / 3 for name, weight in pulls.items())
+    expected = -surrogate - entropy_weight * entropy + pull
+    terms = policy_loss(**batch, clip=clip, regularisation=torch.tensor([entropy_weight, *pulls.values()]))
     assert float(terms.loss) == pytest.approx(expected, rel=1e-5)
     assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
     assert float(terms.entropy) == pytest.approx(entropy, rel=1e-5)
@@ -136,7 +136,7 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
     critic_adam = torch.optim.Adam(critic.parameters(), lr=rate, fused=False, foreach=False)
     generator = torch.Generator()
     generator.set_state(setup.generator.get_state())
-    entropy_weight, pull_weight = learner.regularisation.tolist()
+    entropy_weight, to_zero, narrow = learner.regularisation.tolist()
     for _ in range(ppo.epochs):
         for rows in torch.randperm(rollout.samples, generator=generator).chunk(ppo.minibatches):
             now = Normal(*policy.latent(seen[rows]))
@@ -145,8 +145,8 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
             )
             ratio = log_ratio.exp()
             surrogate = torch.min(ratio * gain[rows], ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * gain[rows])
-            pull = (now.mean.square() + now.stddev.square()).sum(1).mean()
-            loss = -surrogate.mean() - entropy_weight * now.entropy().sum(1).mean() + pull_weight * pull
+            pull = (to_zero * now.mean.square() + narrow * now.stddev.square()).sum(1).mean()
+            loss = -surrogate.mean() - entropy_weight * now.entropy().sum(1).mean() + pull
             value_loss = 0.5 * (critic(critic_seen.flatten(0, 1)[rows]).squeeze(-1) - target[rows]).square().mean()
             for each, network, adam in ((loss, policy.latent, policy_adam), (value_loss, critic, critic_adam)):
                 adam.zero_grad()
@@ -304,7 +304,8 @@ def test_statistics_take_in_the_rollout_afterwards() -> None:
 
 
 def test_restart_keeps_the_critic_and_what_the_policy_sees_and_forgets_how_it_acts() -> None:
-    setup = Setup(small_config(ppo__learning_rate=0.01, ppo__target_kl=1e-4))
+    config = small_config(ppo__learning_rate=0.01, ppo__target_kl=1e-4, stages__first_regularisation=0.125)
+    setup = Setup(config)
     setup.iterate(3)
     learner, policy = setup.learner, setup.policy
     kept = copy.deepcopy([learner.critic.state_dict(), learner.critic_normaliser.state_dict()])
@@ -321,7 +322,7 @@ def test_restart_keeps_the_critic_and_what_the_policy_sees_and_forgets_how_it_ac
     torch.testing.assert_close(std, torch.ones(20, 2))
     assert learner.policy_rate is rate
     assert float(rate) == pytest.approx(0.01)
-    assert learner.regularisation.tolist() == pytest.approx([setup.config.ppo.entropy, 0.25])
+    assert learner.regularisation.tolist() == pytest.approx([config.ppo.entropy, 0.125, 0.25])
     states = list(learner.policy_optimizer.state_dict()["state"].values())
     assert states
     assert all(not value.any() for state in states for value in state.values())
@@ -378,14 +379,14 @@ def test_many_actuators_are_pulled_harder(actuators: int, expected: float) -> No
     config = small_config(stages__first_regularisation=0.1)
     policy = GorlPolicy.from_config(config, 4, actuators)
     learner = Learner(policy, 5, config, 64, torch.device("cpu"), torch.Generator())
-    assert float(learner.regularisation[1]) == pytest.approx(expected)
+    assert learner.regularisation[1:].tolist() == pytest.approx([expected, expected])
 
 
-def test_a_former_checkpoints_pull_was_a_mean() -> None:
-    setup = Setup(small_config())
-    saved = {**setup.learner.state_dict(), "regularisation": torch.tensor(0.5)}
-    setup.learner.load_state_dict(saved)
-    assert setup.learner.regularisation.tolist() == pytest.approx([setup.config.ppo.entropy, 0.25])
+@pytest.mark.parametrize(("saved", "expected"), [(0.5, [0.01, 0.25, 0.25]), ([0.02, 0.125], [0.02, 0.125, 0.125])])
+def test_a_former_checkpoint_has_one_pull(saved: Any, expected: list[float]) -> None:
+    setup = Setup(small_config(ppo__entropy=0.01))
+    setup.learner.load_state_dict({**setup.learner.state_dict(), "regularisation": torch.tensor(saved)})
+    assert setup.learner.regularisation.tolist() == pytest.approx(expected)
 
 
 def test_learns_where_the_reward_is() -> None:
@@ -415,7 +416,7 @@ def test_a_restored_learner_goes_on_exactly() -> None:
     config = small_config(ppo__learning_rate=0.01, ppo__target_kl=1e-3)
     setup, other = Setup(config), Setup(config)
     setup.iterate(3)
-    setup.learner.regularisation.copy_(torch.tensor([0.01, 0.125]))
+    setup.learner.regularisation.copy_(torch.tensor([0.01, 0.125, 0.25]))
     rate = other.learner.policy_rate
     other.policy.load_state_dict(setup.policy.state_dict())
     other.learner.load_state_dict(copy.deepcopy(setup.learner.state_dict()))
@@ -431,7 +432,7 @@ def test_a_restored_learner_goes_on_exactly() -> None:
     assert torch.equal(setup.learner.policy_rate, other.learner.policy_rate)
     assert torch.equal(setup.learner.critic_normaliser.mean, other.learner.critic_normaliser.mean)
     assert torch.equal(other.learner.regularisation, setup.learner.regularisation)
-    assert float(other.learner.regularisation[1]) == 0.125
+    assert other.learner.regularisation[1:].tolist() == [0.125, 0.25]
 
 
 def side_stream() -> torch.cuda.StreamContext:
