@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 
-gc.disable()  # what is imported stays: a fifth of a start would go into looking through it for garbage
+gc.disable()  # what is imported stays: a fifth of the time would go into looking through it for garbage
 
 import sys
 from collections.abc import Callable

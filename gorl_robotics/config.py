@@ -64,7 +64,9 @@ class Stages:
     )
     fractions: list[float] = setting([0.3, 0.3, 0.4], "share of each stage of what steps are left; they sum to 1")
     first_regularisation: float = setting(
-        1.25e-4, "weight of Σμ², and in the first stage of Σσ² too, times a/4 with a>4 actuators", low=0
+        1.25e-4,
+        "weight of Σμ², and in the first stage of Σσ² too, times a/4 with a>4 actuators; gaussian in all",
+        low=0,
     )
     later_regularisation: float = setting(
         2.5e-3, "weight of Σσ² in later stages; half of ppo.entropy keeps σ near 1; gorl_* only", low=0

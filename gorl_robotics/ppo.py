@@ -177,10 +177,11 @@ class Learner:
             getattr(self, name).load_state_dict(saved[name])
         weights = saved["regularisation"]
         assert isinstance(weights, Tensor)
-        if not weights.dim():  # formerly of a mean over actuators, with an entropy whose weight did not change
-            weights = torch.stack([self.regularisation[0].to(weights.device), weights / self.policy.noise_size])
-        # Formerly there was one pull on both, which goes on.
-        self.regularisation.copy_(weights if len(weights) == 3 else torch.cat([weights, weights[1:]]))
+        if weights.dim():
+            self.regularisation[: len(weights)] = weights
+            self.regularisation[2] = weights[-1]  # formerly the same as on μ, and saved once
+        else:  # formerly of a mean over actuators, with an entropy whose weight did not change
+            self.regularisation[1:] = weights / self.policy.noise_size
         if "earned" in saved:
             self.earned.copy_(saved["earned"])  # type: ignore[arg-type]
         if self.novelty is not None and "novelty" in saved:

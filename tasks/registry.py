@@ -1,4 +1,4 @@
-"""Task names. Every module of them in this folder is imported on first use; a file dropped into it is enough."""
+"""Task names. Every module in this folder but commands is imported on first use; a file dropped in is enough."""
 
 from __future__ import annotations
 
