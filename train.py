@@ -29,7 +29,7 @@ from gorl_robotics import distributed, methods, run_folder
 from gorl_robotics.audition import Audition, candidates, steps_of
 from gorl_robotics.checkpointer import Checkpointer
 from gorl_robotics.compilation import compiling
-from gorl_robotics.config import CPU_DEFAULTS, Config, check_budget, help_text, parse_arguments, resolve
+from gorl_robotics.config import Config, check_budget, help_text, parse_arguments
 from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.display import Display
 from gorl_robotics.errors import InputError, run_main
@@ -236,7 +236,7 @@ def main() -> None:
     """The command line."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(help_text({"cpu": CPU_DEFAULTS, **methods.layers()}))
+        print(help_text(methods.layers()))
         return
     given = parse_arguments(arguments)
     if given.get("task"):
@@ -255,9 +255,10 @@ def _start(given: dict[str, Any]) -> None:
     if not given.get("task"):
         raise InputError(f"task=NAME is missing; known: {', '.join(tasks.names())}")
     task = tasks.make(given["task"])
-    device = choose_device(given.get("device", "auto"))
-    method = methods.find(given.get("method", Config().method))
-    config = resolve(given, method.defaults, CPU_DEFAULTS if device.type == "cpu" else {}, task.overrides)
+    on_cpu = choose_device(given.get("device", "auto")).type == "cpu"
+    with blaming(task):
+        actuators = task.compile().nu
+    config = methods.configure(given, actuators, on_cpu, task.overrides)
     check_budget(config, distributed.size())
     _train(config, distributed.from_main(lambda: run_folder.create(config)))
 

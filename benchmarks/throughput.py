@@ -36,7 +36,7 @@ from benchmarks.provenance import PLACES, RESULTS, provenance, write
 from benchmarks.stages import Bench
 from benchmarks.start import start
 from gorl_robotics import methods
-from gorl_robotics.config import CPU_DEFAULTS, Config, config_values, resolve
+from gorl_robotics.config import Config, config_values
 from gorl_robotics.device import choose_device
 from gorl_robotics.errors import InputError, run_main, unknown
 
@@ -129,8 +129,7 @@ def configuration(given: dict[str, Any]) -> Config:
     """The settings as `train.py` resolves them for the device."""
     task = tasks.make(given["task"])
     on_cpu = choose_device(given.get("device", "auto")).type == "cpu"
-    method = methods.find(given.get("method", Config().method))
-    return resolve(given, method.defaults, CPU_DEFAULTS if on_cpu else {}, task.overrides)
+    return methods.configure(given, task.compile().nu, on_cpu, task.overrides)
 
 
 def _parser() -> argparse.ArgumentParser:

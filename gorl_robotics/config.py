@@ -1,4 +1,7 @@
-"""Every setting: typed, documented, checked. Defaults < method < device < task < YAML file < command line."""
+"""Every setting: typed, documented, checked.
+
+Defaults < robot's size < method < device < task < YAML file < command line.
+"""
 
 from __future__ import annotations
 
@@ -149,6 +152,15 @@ class Config:
         """The task in one word: of FILE.py:CLASS the class."""
         return self.task.rpartition(":")[2]
 
+
+# With so many joints that each is as noisy as one of a few would be, nothing that they do together can be told from
+# the noise; and there is more for a network to know.
+FEW_ACTUATORS = 8
+DEFAULTS_OF_MORE_ACTUATORS: dict[str, Any] = {
+    "networks.policy": [128, 128, 128],
+    "networks.decoder": [128, 128, 128, 128],
+    "ppo.least_std": 0.5,
+}
 
 # What a person waits for on a CPU: minutes instead of a hundred million steps.
 CPU_DEFAULTS: dict[str, Any] = {

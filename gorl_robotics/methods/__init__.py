@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gorl_robotics.config import Config
+from gorl_robotics.config import CPU_DEFAULTS, DEFAULTS_OF_MORE_ACTUATORS, FEW_ACTUATORS, Config, resolve
 from gorl_robotics.errors import unknown
 from gorl_robotics.methods.dppo import Dppo
 from gorl_robotics.methods.fpo import Fpo
@@ -23,9 +23,27 @@ def find(name: str) -> type[Policy]:
     return METHODS[name]
 
 
+def configure(given: Mapping[str, Any], actuators: int, on_cpu: bool, task: Mapping[str, Any]) -> Config:
+    """All settings of a run: defaults, overridden by the robot's size, method, device, task and what is given.
+
+    Args:
+        given: by full names, as `config.parse_arguments` gives them.
+        actuators: of the robot.
+        on_cpu: whether it trains on a CPU.
+        task: the task's own settings.
+
+    Raises:
+        InputError: there is no such method or setting, or a value cannot be.
+    """
+    size = DEFAULTS_OF_MORE_ACTUATORS if actuators > FEW_ACTUATORS else {}
+    method = find(given.get("method", Config().method)).defaults
+    return resolve(given, size, method, CPU_DEFAULTS if on_cpu else {}, task)
+
+
 def layers() -> dict[str, Mapping[str, Any]]:
-    """Every method's own settings by its name."""
-    return {name: kind.defaults for name, kind in METHODS.items()}
+    """Defaults that differ, by what they differ with."""
+    more = {"cpu": CPU_DEFAULTS, f"over {FEW_ACTUATORS} actuators": DEFAULTS_OF_MORE_ACTUATORS}
+    return {**more, **{name: kind.defaults for name, kind in METHODS.items()}}
 
 
 def make(config: Config, observation_size: int, action_size: int) -> Policy:

@@ -152,6 +152,16 @@ def test_a_methods_own_settings_are_settings() -> None:
     assert resolve({"ppo.clip": 0.3}, methods.find("fpo").defaults).ppo.clip == 0.3
 
 
+def test_a_robot_of_many_actuators_has_wider_networks_and_may_be_less_noisy() -> None:
+    few, many = (methods.configure({}, actuators, False, {"ppo.discount": 0.9}) for actuators in (8, 9))
+    assert (few.networks.policy, few.networks.decoder, few.ppo.least_std) == ([64] * 3, [64] * 4, 1.0)
+    assert (many.networks.policy, many.networks.decoder, many.ppo.least_std) == ([128] * 3, [128] * 4, 0.5)
+    assert few.ppo.discount == many.ppo.discount == 0.9
+    given = {"method": "fpo", "networks.policy": [32, 32]}
+    on_cpu = methods.configure(given, 9, True, {})
+    assert (on_cpu.networks.policy, on_cpu.ppo.clip, on_cpu.num_envs) == ([32, 32], 0.05, 256)
+
+
 def test_without_a_target_the_rate_is_fixed() -> None:
     setup = Setup("fpo", ppo__learning_rate=0.05, ppo__target_kl=math.inf)
     setup.iterate(3)
