@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 from fake_environment import small_config
-from test_ppo import Setup, weights
+from learner_setup import Setup, weights
 from torch import Tensor
 
 import gorl_robotics.graphs

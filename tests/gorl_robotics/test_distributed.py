@@ -12,7 +12,7 @@ from typing import Any
 import distributed_worker as worker
 import pytest
 import torch
-from test_ppo import weights
+from learner_setup import weights
 from torch import Tensor
 
 from gorl_robotics import distributed

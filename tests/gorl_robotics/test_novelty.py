@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fake_environment import small_config
-from test_ppo import Setup, side_stream
+from learner_setup import Setup, side_stream
 from torch import Tensor
 
 from gorl_robotics.novelty import Novelty

@@ -1,116 +1,23 @@
-"""PPO: the loss against a slow reference, one whole update against plain torch, and a problem it must solve."""
+"""PPO: one whole update against plain torch, and a problem it must solve."""
 
 from __future__ import annotations
 
 import copy
-import math
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from fake_environment import TARGET, FakeEnvironment, small_config
+from fake_environment import TARGET, small_config
+from learner_setup import Setup, copied, side_stream, weights
 from torch import Tensor
 from torch.distributions import Normal
 
 from gorl_robotics.advantages import advantages
-from gorl_robotics.config import Config
-from gorl_robotics.losses import policy_loss
-from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.networks import fits_critic_kernel
-from gorl_robotics.ppo import METRICS, Learner
-from gorl_robotics.rollout import Collector, Rollout
-
-ZERO = torch.zeros(3)
-
-
-class Setup:
-    """A fake environment, a policy, its collector and its learner."""
-
-    def __init__(self, config: Config, device: str = "cpu", **env: Any) -> None:
-        torch.manual_seed(0)
-        self.config = config
-        self.env = FakeEnvironment(config.num_envs, device=device, **env)
-        where = self.env.device
-        self.policy = GorlPolicy.from_config(config, 4, 2).to(where)
-        self.generator = torch.Generator(where).manual_seed(1)
-        steps = config.ppo.rollout_steps
-        self.learner = Learner(self.policy, 5, config, config.num_envs * steps, where, self.generator)
-        self.collector = Collector(self.env, self.policy, steps, self.generator)
-
-    def iterate(self, times: int) -> None:
-        for _ in range(times):
-            self.learner.update(self.collector.collect())
-
-    def metric(self, name: str) -> float:
-        return float(self.learner.metrics()[METRICS.index(name)])
-
-
-def weights(module: torch.nn.Module) -> Tensor:
-    return torch.cat([value.detach().flatten().cpu().clone() for value in module.parameters()])
-
-
-def copied(rollout: Rollout, device: str = "cpu") -> Rollout:
-    def clone(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: clone(each) for name, each in value.items()}
-        return value.clone().to(device)
-
-    return Rollout(**clone(vars(rollout)))
-
-
-def minibatch() -> dict[str, Tensor]:
-    """Three samples of a two-dimensional latent; ratios below, within and above the clip range."""
-    mean = torch.tensor([[0.1, -0.2], [0.4, 0.0], [-0.3, 0.6]])
-    std = torch.tensor([[1.0, 0.5], [0.8, 1.2], [0.6, 0.9]])
-    latent = torch.tensor([[0.5, -0.4], [0.0, 1.0], [-0.5, 0.2]])
-    log_prob = Normal(mean, std).log_prob(latent).sum(dim=1)
-    return {
-        "mean": mean,
-        "std": std,
-        "latent": latent,
-        "old_log_prob": log_prob - torch.tensor([0.6, 0.05, 0.6]).mul(torch.tensor([-1.0, 1.0, 1.0])),
-        "advantage": torch.tensor([1.5, -0.5, 0.7]),
-    }
-
-
-def test_policy_loss_equals_a_slow_reference() -> None:
-    batch, clip, entropy_weight, pulls = minibatch(), 0.2, 0.03, {"mean": 0.07, "std": 0.04}
-    surrogate, entropy, kl, clipped = 0.0, 0.0, 0.0, 0
-    for row in range(3):
-        new = 0.0
-        for i in range(2):
-            mean, std, z = (float(batch[name][row, i]) for name in ("mean", "std", "latent"))
-            new += -((z - mean) ** 2) / (2 * std**2) - math.log(std) - math.log(2 * math.pi) / 2
-            entropy += (0.5 * math.log(2 * math.pi * math.e * std**2)) / 3
-        ratio, advantage = math.exp(new - float(batch["old_log_prob"][row])), float(batch["advantage"][row])
-        surrogate += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage) / 3
-        kl += (ratio - 1 - math.log(ratio)) / 3
-        clipped += abs(ratio - 1) > clip
-    pull = sum(weight * float((batch[name] ** 2).sum()) / 3 for name, weight in pulls.items())
-    expected = -surrogate - entropy_weight * entropy + pull
-    terms = policy_loss(**batch, clip=clip, regularisation=torch.tensor([entropy_weight, *pulls.values()]))
-    assert float(terms.loss) == pytest.approx(expected, rel=1e-5)
-    assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
-    assert float(terms.entropy) == pytest.approx(entropy, rel=1e-5)
-    assert clipped == 2
-    assert float(terms.clipped) == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize(
-    ("log_ratio", "advantage", "moves"),
-    [(0.5, 1.0, False), (-0.5, -1.0, False), (0.5, -1.0, True), (-0.5, 1.0, True), (0.1, 1.0, True)],
-)
-def test_no_gradient_where_clipped(log_ratio: float, advantage: float, moves: bool) -> None:
-    mean = torch.tensor([[0.2, -0.1]], requires_grad=True)
-    std, latent = torch.tensor([[0.7, 1.1]]), torch.tensor([[0.9, 0.4]])
-    old = Normal(mean.detach(), std).log_prob(latent).sum(dim=1) - log_ratio
-    loss = policy_loss(mean, std, latent, old, torch.tensor([advantage]), 0.2, ZERO).loss
-    loss.backward()
-    assert mean.grad is not None
-    assert bool((mean.grad != 0).all()) is moves
-    assert bool((mean.grad != 0).any()) is moves
+from gorl_robotics.ppo import Learner
+from gorl_robotics.rollout import Rollout
 
 
 def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
@@ -303,92 +210,6 @@ def test_statistics_take_in_the_rollout_afterwards() -> None:
     assert (normaliser.squares[1:] > squares[1:]).all()
 
 
-def test_restart_keeps_the_critic_and_what_the_policy_sees_and_forgets_how_it_acts() -> None:
-    config = small_config(ppo__learning_rate=0.01, ppo__target_kl=1e-4, stages__first_regularisation=0.125)
-    setup = Setup(config)
-    setup.iterate(3)
-    learner, policy = setup.learner, setup.policy
-    kept = copy.deepcopy([learner.critic.state_dict(), learner.critic_normaliser.state_dict()])
-    kept += copy.deepcopy([policy.normaliser.state_dict(), policy.decoder.state_dict()])
-    critic_adam = copy.deepcopy(learner.critic_optimizer.state_dict()["state"])
-    rate = learner.policy_rate
-    assert float(rate) < 0.01
-    hidden = copy.deepcopy(policy.latent.network[:-1].state_dict())
-    learner.regularisation[0] *= 3
-    learner.restart_policy(0.25)
-    assert all(torch.equal(hidden[name], value) for name, value in policy.latent.network[:-1].state_dict().items())
-    mean, std = policy.latent(torch.randn(20, 4))
-    assert torch.equal(mean, torch.zeros(20, 2))
-    torch.testing.assert_close(std, torch.ones(20, 2))
-    assert learner.policy_rate is rate
-    assert float(rate) == pytest.approx(0.01)
-    assert learner.regularisation.tolist() == pytest.approx([config.ppo.entropy, 0.125, 0.25])
-    states = list(learner.policy_optimizer.state_dict()["state"].values())
-    assert states
-    assert all(not value.any() for state in states for value in state.values())
-    now = [learner.critic.state_dict(), learner.critic_normaliser.state_dict()]
-    now += [policy.normaliser.state_dict(), policy.decoder.state_dict()]
-    assert all(torch.equal(a[name], b[name]) for a, b in zip(kept, now, strict=True) for name in a)
-    after = learner.critic_optimizer.state_dict()["state"]
-    assert all(torch.equal(critic_adam[i][name], after[i][name]) for i in after for name in after[i])
-
-
-@pytest.mark.parametrize(
-    ("kl", "before", "after"),
-    [
-        (0.021, 1e-3, 1e-3 / 1.5),
-        (0.0049, 1e-3, 1.5e-3),
-        (0.006, 1e-3, 1e-3),
-        (0.019, 1e-3, 1e-3),
-        (0.0, 0.0095, 0.01),
-        (9.0, 1.2e-5, 1e-5),
-    ],
-)
-def test_rate_follows_the_kl(kl: float, before: float, after: float) -> None:
-    learner = Setup(small_config(ppo__learning_rate=0.01, ppo__target_kl=0.01)).learner
-    learner.policy_rate.fill_(before)
-    learner._adapt_rate(torch.tensor(kl))
-    assert float(learner.policy_rate) == pytest.approx(after, rel=1e-5)
-    assert learner.critic_optimizer.rate == 0.01
-
-
-@pytest.mark.parametrize(
-    ("std", "before", "after"),
-    [(0.99, 0.02, 0.0201), (1.01, 0.02, 0.02 / 1.005), (0.5, 0.0499, 0.05), (3.0, 0.00501, 0.005)],
-)
-def test_entropy_keeps_the_mean_deviation_up(std: float, before: float, after: float) -> None:
-    learner = Setup(small_config(ppo__entropy=0.005, ppo__least_std=1.0)).learner
-    learner.regularisation[0] = before
-    learner._adapt_entropy(torch.tensor(std))
-    assert float(learner.regularisation[0]) == pytest.approx(after, rel=1e-5)
-
-
-def test_the_deviation_is_kept_up_where_a_narrow_one_pays() -> None:
-    narrow, kept = (
-        Setup(small_config(ppo__learning_rate=0.02, ppo__discount=0.5, ppo__entropy=0.05, ppo__least_std=least))
-        for least in (0.0, 1.0)
-    )
-    for setup in (narrow, kept):
-        setup.iterate(40)
-    assert narrow.metric("policy/std") < 0.8
-    assert kept.metric("policy/std") > narrow.metric("policy/std") + 0.1
-
-
-@pytest.mark.parametrize(("actuators", "expected"), [(1, 0.1), (4, 0.1), (8, 0.2), (21, 0.525)])
-def test_many_actuators_are_pulled_harder(actuators: int, expected: float) -> None:
-    config = small_config(stages__first_regularisation=0.1)
-    policy = GorlPolicy.from_config(config, 4, actuators)
-    learner = Learner(policy, 5, config, 64, torch.device("cpu"), torch.Generator())
-    assert learner.regularisation[1:].tolist() == pytest.approx([expected, expected])
-
-
-@pytest.mark.parametrize(("saved", "expected"), [(0.5, [0.01, 0.25, 0.25]), ([0.02, 0.125], [0.02, 0.125, 0.125])])
-def test_a_former_checkpoint_has_one_pull(saved: Any, expected: list[float]) -> None:
-    setup = Setup(small_config(ppo__entropy=0.01))
-    setup.learner.load_state_dict({**setup.learner.state_dict(), "regularisation": torch.tensor(saved)})
-    assert setup.learner.regularisation.tolist() == pytest.approx(expected)
-
-
 def test_learns_where_the_reward_is() -> None:
     config = small_config(
         num_envs=64,
@@ -433,11 +254,6 @@ def test_a_restored_learner_goes_on_exactly() -> None:
     assert torch.equal(setup.learner.critic_normaliser.mean, other.learner.critic_normaliser.mean)
     assert torch.equal(other.learner.regularisation, setup.learner.regularisation)
     assert other.learner.regularisation[1:].tolist() == [0.125, 0.25]
-
-
-def side_stream() -> torch.cuda.StreamContext:
-    """Where captures work, as `prepare_device` has it for a whole run."""
-    return torch.cuda.stream(torch.cuda.Stream())
 
 
 def on_gpu_from(setup: Setup) -> Setup:
