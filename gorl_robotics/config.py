@@ -153,12 +153,13 @@ class Config:
         return self.task.rpartition(":")[2]
 
 
-# With so many joints each as noisy as one of a few would be, nothing that they do together can be told from the noise.
+# There is more for a network to know; and with so many joints each as noisy as one of a few would be, nothing that
+# they do together can be told from the noise.
 FEW_ACTUATORS = 8
 DEFAULTS_OF_MORE_ACTUATORS: dict[str, Any] = {
     "networks.policy": [128, 128, 128],
-    "ppo.entropy": 0.001,
-    "ppo.least_std": 0.0,
+    "networks.decoder": [128, 128, 128, 128],
+    "ppo.least_std": 0.5,
 }
 
 # What a person waits for on a CPU: minutes instead of a hundred million steps.

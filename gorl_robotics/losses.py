@@ -8,9 +8,16 @@ from torch import Tensor, nn
 from gorl_robotics.networks import fits_critic_kernel, gaussian_entropy, gaussian_log_prob
 from gorl_robotics.policy import PolicyLoss
 
+# In a state far from all others a policy may change by any amount; beyond this a sample says nothing any more.
+LARGEST_CHANGE = 3.0
+
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> PolicyLoss:
-    """PPO's surrogate to be minimised, from the logarithm of ratios and their advantages, both (B, ...)."""
+    """PPO's surrogate to be minimised, from the logarithm of ratios and their advantages, both (B, ...).
+
+    Where a ratio is beyond e³ or its inverse it is that, and no gradient comes from it.
+    """
+    log_ratio = log_ratio.clamp(-LARGEST_CHANGE, LARGEST_CHANGE)
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
     # Schulman's low-variance estimator of KL(old, new), never negative.

@@ -14,6 +14,8 @@ from gorl_robotics import distributed
 
 # Normalised observations are clipped here: a contact force may be a hundred standard deviations out.
 OBSERVATION_CLIP = 10.0
+_FARTHEST = 100.0  # standard deviations
+_CONSTANT = 1e-6  # what deviates less is no signal
 MIN_STD = 1e-3
 UNIT_STD = math.log(math.expm1(1 - MIN_STD))  # what a softplus turns into a standard deviation of 1
 
@@ -70,7 +72,8 @@ class Normaliser(nn.Module):
     """Shifts and scales by the exact mean and standard deviation of all that it has seen.
 
     Moments are kept in double precision and merged batch by batch (Chan et al. 1979), so that a hundred million
-    samples count as they should.
+    samples count as they should. None counts as farther out than a hundred standard deviations of those before it: a
+    single world whose physics diverges would else change what every world is seen with, for good.
     """
 
     mean: Tensor
@@ -94,7 +97,7 @@ class Normaliser(nn.Module):
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:
         """Takes (..., size), and what every other process gives at the same time, into the moments, in place."""
-        rows = batch.reshape(-1, batch.shape[-1]).double()
+        rows = self.bounded(batch).reshape(-1, batch.shape[-1]).double()
         mean = rows.mean(dim=0)
         squares = ((rows - mean) ** 2).sum(dim=0)
         count, mean, squares = distributed.merge_moments(rows.shape[0], mean, squares)
@@ -103,10 +106,20 @@ class Normaliser(nn.Module):
         self.squares.add_(squares + delta**2 * (self.count * count / total))
         self.mean.add_(delta * (count / total))
         self.count.copy_(total)
-        std = (self.squares / self.count).sqrt()
+        std = self._std()
         self.shift.copy_(self.mean)
         # A constant input has no scale of its own: it passes as it is, which is zero after the shift.
-        self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), 1.0))
+        self.scale.copy_(torch.where(std > _CONSTANT, 1 / std.clamp(min=_CONSTANT), 1.0))
+
+    def bounded(self, x: Tensor) -> Tensor:
+        """No farther out than counts, same shape (..., size); as it is before the first batch."""
+        std = self._std()
+        farthest = torch.where(std > _CONSTANT, _FARTHEST * std, math.inf)
+        return x.clamp((self.mean - farthest).to(x.dtype), (self.mean + farthest).to(x.dtype))
+
+    def _std(self) -> Tensor:
+        """Zero before the first batch."""
+        return (self.squares / self.count.clamp(min=1)).sqrt()
 
 
 class LatentPolicy(nn.Module):

@@ -13,11 +13,13 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from gorl_robotics import mlp_kernel
+from gorl_robotics.losses import LARGEST_CHANGE
 from gorl_robotics.mlp_blocks import add, columns, hidden, hidden_backward, layer, layer_backward, softplus
 from gorl_robotics.networks import MIN_STD, UNIT_STD
 
 _TERMS = 5  # loss, kl, clipped, entropy, std
 _LOG_2PI = tl.constexpr(math.log(2 * math.pi))
+_LARGEST = tl.constexpr(LARGEST_CHANGE)
 
 
 @triton.jit
@@ -27,12 +29,15 @@ def _surrogate(change, advantage, clip):  # type: ignore[no-untyped-def]
     Within the range both surrogates are one; beyond it the derivative is that of the smaller. Comparisons are such
     that what is not a number stays so.
     """
+    out = tl.abs(change) > _LARGEST
+    change = tl.where(out, tl.where(change > 0, _LARGEST, -_LARGEST), change)
     ratio = tl.exp(change)
     free = ratio * advantage
     bounded = tl.minimum(tl.maximum(ratio, 1 - clip), 1 + clip) * advantage
     beyond = tl.abs(ratio - 1) > clip
     value = tl.where(bounded < free, bounded, free)
-    return value, tl.where(beyond & (free >= bounded), 0.0, free), ratio - 1 - change, tl.where(beyond, 1.0, 0.0)
+    derivative = tl.where(out | (beyond & (free >= bounded)), 0.0, free)
+    return value, derivative, ratio - 1 - change, tl.where(beyond, 1.0, 0.0)
 
 
 @triton.jit

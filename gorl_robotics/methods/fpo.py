@@ -20,8 +20,6 @@ from gorl_robotics.networks import Normaliser
 from gorl_robotics.policy import Policy, PolicyLoss, Sample
 
 OUTPUT_SCALE = 0.25
-# ℓ is no likelihood: where an action was far out it may fall by hundreds, and its exponential overflow.
-_LARGEST_CHANGE = 3.0
 
 
 class Fpo(Policy):
@@ -64,8 +62,7 @@ class Fpo(Policy):
     def loss(self, minibatch: Mapping[str, Tensor], ppo: Ppo, regularisation: Tensor) -> PolicyLoss:
         """PPO's clipped surrogate with the estimated ratio; `kl` rests on that estimate too."""
         now = self.error(*(minibatch[name] for name in ("observation", "action", "noise", "time")))
-        change = (minibatch["error"] - now).clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE)
-        return clipped_surrogate(change, minibatch["advantage"], ppo.clip)
+        return clipped_surrogate(minibatch["error"] - now, minibatch["advantage"], ppo.clip)
 
     def error(self, observation: Tensor, action: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """ℓ: the squared error of the noise that the flow makes out behind a mixture, its mean over pairs and axes.

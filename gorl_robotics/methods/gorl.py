@@ -55,7 +55,8 @@ class GorlPolicy(LatentGaussian):
 
     def end_stage(self, observation: Tensor, action: Tensor, config: Refit, generator: torch.Generator) -> RefitResult:
         """Fits the decoder to what the policy has lately done."""
-        result = refit(self.decoder, observation, action, config, generator, self.threads)
+        seen = self.normaliser.bounded(observation)  # the decoder's own statistics come from one batch
+        result = refit(self.decoder, seen, action, config, generator, self.threads)
         self.generative = True
         return result
 

@@ -79,7 +79,7 @@ def check_mlp(inputs: int, hidden: list[int], outputs: int, rows: int, device: s
 
 
 def check_policy(inputs: int, hidden: list[int], size: int, rows: int, device: str) -> None:
-    """Every gradient and term of PPO's loss on some rows of twice as many, a third of them clipped."""
+    """Every gradient and term of PPO's loss on some rows of twice as many, a third of them clipped, some far beyond."""
     torch.manual_seed(rows)
     policy, exact = LatentPolicy(inputs, size, hidden), LatentPolicy(inputs, size, hidden).to(device).double()
     random_weights(policy, device)
@@ -89,6 +89,8 @@ def check_policy(inputs: int, hidden: list[int], size: int, rows: int, device: s
         mean, std = policy(observation)
         latent = mean + std * torch.randn_like(mean)
         old = gaussian_log_prob(latent, mean, std) + 0.2 * torch.randn(2 * rows, device=device)
+        old[::7] += 4
+        old[3::7] -= 100
     advantage, weights = torch.randn(2 * rows, device=device), torch.tensor([0.01, 0.3, 0.2], device=device)
     data = (observation, latent, old, advantage)
     gradients, terms = policy_kernel.improve(policy.network, *data, order, 0.2, weights)

@@ -54,7 +54,16 @@ def test_policy_loss_equals_a_slow_reference() -> None:
 
 @pytest.mark.parametrize(
     ("log_ratio", "advantage", "moves"),
-    [(0.5, 1.0, False), (-0.5, -1.0, False), (0.5, -1.0, True), (-0.5, 1.0, True), (0.1, 1.0, True)],
+    [
+        (0.5, 1.0, False),
+        (-0.5, -1.0, False),
+        (0.5, -1.0, True),
+        (-0.5, 1.0, True),
+        (0.1, 1.0, True),
+        (2.9, -1.0, True),
+        (3.1, -1.0, False),
+        (-3.1, 1.0, False),
+    ],
 )
 def test_no_gradient_where_clipped(log_ratio: float, advantage: float, moves: bool) -> None:
     mean = torch.tensor([[0.2, -0.1]], requires_grad=True)
@@ -65,3 +74,16 @@ def test_no_gradient_where_clipped(log_ratio: float, advantage: float, moves: bo
     assert mean.grad is not None
     assert bool((mean.grad != 0).all()) is moves
     assert bool((mean.grad != 0).any()) is moves
+
+
+def test_a_sample_far_out_does_not_drown_the_others() -> None:
+    """Its ratio would be e^200: no number, and a gradient in which no other shows."""
+    mean = torch.zeros(2, 1, requires_grad=True)
+    latent, old, advantage = torch.tensor([[0.5], [0.5]]), torch.tensor([0.0, -200.0]), torch.tensor([1.0, -1.0])
+    log_prob = Normal(0.0, 1.0).log_prob(latent).sum(dim=1)
+    terms = policy_loss(mean, torch.ones(2, 1), latent, log_prob + old, advantage, 0.2, ZERO)
+    assert float(terms.loss) == pytest.approx((math.exp(3) - 1) / 2)
+    assert float(terms.kl) == pytest.approx((math.exp(3) - 4) / 2)
+    terms.loss.backward()
+    assert mean.grad is not None
+    assert mean.grad.flatten().tolist() == pytest.approx([-0.25, 0.0])

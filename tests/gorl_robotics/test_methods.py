@@ -152,10 +152,10 @@ def test_a_methods_own_settings_are_settings() -> None:
     assert resolve({"ppo.clip": 0.3}, methods.find("fpo").defaults).ppo.clip == 0.3
 
 
-def test_a_robot_of_many_actuators_has_a_wider_policy_and_may_be_less_noisy() -> None:
+def test_a_robot_of_many_actuators_has_wider_networks_and_may_be_less_noisy() -> None:
     few, many = (methods.configure({}, actuators, False, {"ppo.discount": 0.9}) for actuators in (8, 9))
-    assert (few.networks.policy, few.ppo.entropy, few.ppo.least_std) == ([64] * 3, 0.005, 1.0)
-    assert (many.networks.policy, many.ppo.entropy, many.ppo.least_std) == ([128] * 3, 0.001, 0.0)
+    assert (few.networks.policy, few.networks.decoder, few.ppo.least_std) == ([64] * 3, [64] * 4, 1.0)
+    assert (many.networks.policy, many.networks.decoder, many.ppo.least_std) == ([128] * 3, [128] * 4, 0.5)
     assert few.ppo.discount == many.ppo.discount == 0.9
     given = {"method": "fpo", "networks.policy": [32, 32]}
     on_cpu = methods.configure(given, 9, True, {})

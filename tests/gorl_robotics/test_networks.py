@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,46 @@ def test_a_constant_input_passes_as_zero() -> None:
         normaliser.update(torch.tensor([[0.1, 12345.678]]).expand(7, 2))
     assert torch.equal(normaliser(torch.tensor([[0.1, 12345.678]])), torch.zeros(1, 2))
     assert torch.equal(normaliser.scale, torch.ones(2))
+
+
+@pytest.mark.parametrize("value", [1e6, -1e30, math.inf])
+def test_what_diverges_counts_as_a_hundred_deviations_out(value: float) -> None:
+    normaliser, other = Normaliser(3), Normaliser(3)
+    *before, last = batches(2.0, 1.0)
+    for batch in before:
+        normaliser.update(batch)
+        other.update(batch)
+    assert torch.equal(normaliser.bounded(last), last)
+    diverged, limited = last.clone(), last.clone()
+    diverged[0, 0] = value
+    limited[0, 0] = other.mean + math.copysign(100, value) * (other.squares / other.count).sqrt()
+    normaliser.update(diverged)
+    other.update(limited)
+    torch.testing.assert_close(normaliser.mean, other.mean)
+    torch.testing.assert_close(normaliser.scale, other.scale)
+
+
+def test_one_that_diverges_among_very_many_is_not_noticed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    normaliser = Normaliser(1)
+    for _ in range(20):
+        normaliser.update(torch.randn(100_000, 1, generator=generator))
+    before = normaliser.scale.clone()
+    batch = torch.randn(100_000, 1, generator=generator)
+    batch[17] = 1e7
+    normaliser.update(batch)
+    torch.testing.assert_close(normaliser.scale, before, rtol=0.005, atol=0)
+
+
+@pytest.mark.parametrize("spread", [1e-5, 1e-3])
+def test_an_input_that_begins_to_move_is_soon_seen_at_its_size(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    normaliser = Normaliser(1)
+    for _ in range(100):
+        normaliser.update(spread * torch.randn(1000, 1, generator=generator))
+    for _ in range(10):
+        normaliser.update(torch.randn(1000, 1, generator=generator))
+    torch.testing.assert_close(normaliser.scale, torch.tensor([math.sqrt(11)]), rtol=0.5, atol=0)
 
 
 def test_is_the_identity_before_any_data_and_clips() -> None:

@@ -50,6 +50,7 @@ def reference_update(setup: Setup, rollout: Rollout) -> dict[str, Any]:
             log_ratio = (
                 now.log_prob(rollout.latent.flatten(0, 1)[rows]).sum(1) - rollout.stored["log_prob"].flatten()[rows]
             )
+            log_ratio = log_ratio.clamp(-3, 3)
             ratio = log_ratio.exp()
             surrogate = torch.min(ratio * gain[rows], ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * gain[rows])
             pull = (to_zero * now.mean.square() + narrow * now.stddev.square()).sum(1).mean()

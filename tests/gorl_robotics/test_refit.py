@@ -245,6 +245,17 @@ def test_two_threads_fit_what_one_does_to_the_bit(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(*fitted)
 
 
+def test_a_world_that_diverged_does_not_blind_the_decoder() -> None:
+    torch.manual_seed(0)
+    policy = GorlPolicy.from_config(small_config(), 2, 1)
+    observation, action = numbered()
+    policy.normaliser.update(observation.repeat(100, 1, 1))
+    observation[3:5, 4] = 1e9
+    policy.end_stage(observation, action, settings(updates=2, validation=0.0), torch.Generator().manual_seed(0))
+    # Two of 300 at a hundred deviations are eight deviations of all together.
+    assert (policy.decoder.normaliser.scale > policy.normaliser.scale / 9).all()
+
+
 def bimodal(worlds: int, share: Tensor) -> tuple[Tensor, Tensor]:
     """Actions near ±1; where the observation is negative (row 0 of `share`) or positive they are +1 this often."""
     draw = torch.Generator().manual_seed(2)
