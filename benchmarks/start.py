@@ -54,9 +54,9 @@ def _first_row(process: subprocess.Popen[bytes], folder: Path, began: float) -> 
     """The metrics of the first iteration, as soon as they are written."""
     while time.monotonic() - began < LIMIT:
         for path in folder.glob("runs/*/*/metrics.csv"):
-            lines = path.read_text().splitlines(keepends=True)
-            rows = csv.DictReader(line for line in lines if line.endswith("\n"))  # the last may be half written
-            iterations = [row for row in rows if row.get("time/steps_per_second") and row.get("time/elapsed")]
+            whole, _, _ = path.read_text().rpartition("\n")  # what comes behind may be half written
+            rows = csv.DictReader(whole.splitlines())
+            iterations = [row for row in rows if row["time/steps_per_second"] and row["time/elapsed"]]
             if iterations:
                 return iterations[0]
         if process.poll() is not None:

@@ -155,8 +155,8 @@ class Config:
 
 # There is more for a network to know; and with so many joints each as noisy as one of a few would be, nothing that
 # they do together can be told from the noise.
-FEW_ACTUATORS = 8
-DEFAULTS_OF_MORE_ACTUATORS: dict[str, Any] = {
+SMALL_ROBOT = 8  # actuators at most
+LARGE_ROBOT_DEFAULTS: dict[str, Any] = {
     "networks.policy": [128, 128, 128],
     "networks.decoder": [128, 128, 128, 128],
     "ppo.least_std": 0.5,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gorl_robotics.config import CPU_DEFAULTS, DEFAULTS_OF_MORE_ACTUATORS, FEW_ACTUATORS, Config, resolve
+from gorl_robotics.config import CPU_DEFAULTS, LARGE_ROBOT_DEFAULTS, SMALL_ROBOT, Config, resolve
 from gorl_robotics.errors import unknown
 from gorl_robotics.methods.dppo import Dppo
 from gorl_robotics.methods.fpo import Fpo
@@ -35,14 +35,14 @@ def configure(given: Mapping[str, Any], actuators: int, on_cpu: bool, task: Mapp
     Raises:
         InputError: there is no such method or setting, or a value cannot be.
     """
-    size = DEFAULTS_OF_MORE_ACTUATORS if actuators > FEW_ACTUATORS else {}
+    size = LARGE_ROBOT_DEFAULTS if actuators > SMALL_ROBOT else {}
     method = find(given.get("method", Config().method)).defaults
     return resolve(given, size, method, CPU_DEFAULTS if on_cpu else {}, task)
 
 
 def layers() -> dict[str, Mapping[str, Any]]:
     """Defaults that differ, by what they differ with."""
-    more = {"cpu": CPU_DEFAULTS, f"over {FEW_ACTUATORS} actuators": DEFAULTS_OF_MORE_ACTUATORS}
+    more = {"cpu": CPU_DEFAULTS, f"over {SMALL_ROBOT} actuators": LARGE_ROBOT_DEFAULTS}
     return {**more, **{name: kind.defaults for name, kind in METHODS.items()}}
 
 
