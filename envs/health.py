@@ -21,40 +21,43 @@ class Health:
 
     Attributes:
         total_nonfinite: worlds that became non-finite, as far as they have been judged.
+        total_runaway: worlds that moved faster than a physics step can follow; see `envs.runaway`.
     """
 
     def __init__(self, task: Task, num_worlds: int, simulations: Sequence[Simulation]) -> None:
         self._task, self._num_worlds, self._simulations = task, num_worlds, simulations
-        self._nonfinite = torch.zeros(num_worlds, dtype=torch.int64, device=simulations[0].device)  # times, of a world
-        self.total_nonfinite = 0
+        self._times = torch.zeros(2, num_worlds, dtype=torch.int64, device=simulations[0].device)  # either
+        self.total_nonfinite = self.total_runaway = 0
 
-    def count(self, lost: Tensor) -> None:
-        """Takes the worlds (W,) bool that have become non-finite; safe to capture in a CUDA graph."""
-        self._nonfinite.add_(lost)
+    def count(self, nonfinite: Tensor, runaway: Tensor) -> None:
+        """Takes the worlds that have become so, (W,) bool each; safe to capture in a CUDA graph."""
+        self._times[0].add_(nonfinite)
+        self._times[1].add_(runaway)
 
     def faults(self) -> Tensor:
         """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
-        faults = torch.cat([self._nonfinite.sum().view(1), *(simulation.faults() for simulation in self._simulations)])
-        self._nonfinite.zero_()
+        faults = torch.cat([self._times.sum(dim=1), *(simulation.faults() for simulation in self._simulations)])
+        self._times.zero_()
         return faults
 
     def judge(self, faults: Tensor) -> str:
         """One line about what was wrong and can be lived with, empty if nothing was.
 
-        Contacts that did not fit are left out of a physics step of that world; worlds that became non-finite begin
-        anew.
+        Contacts that did not fit are left out of a physics step of that world; worlds that became non-finite or ran
+        away begin anew. However many ran away is not wrong: a policy that thrashes may do it to a robot.
 
         Raises:
             SimulationError: it happened in more than one world and in more than 1 % of them.
         """
         few, lost, fault = max(1.0, 0.01 * self._num_worlds), int(faults[0]), ""
-        parts = faults[1:].chunk(len(self._simulations))
+        parts = faults[2:].chunk(len(self._simulations))
         for simulation, part in zip(self._simulations, parts, strict=True):
             line = simulation.fault(part)
             fault = f"{self._task.name}: {line}" if line else fault
             if int(part[0]) > few:
                 raise SimulationError(fault)
         self.total_nonfinite += lost
+        self.total_runaway += int(faults[1])
         if lost > few:
             raise SimulationError(
                 f"{self._task.name}: {lost} of {self._num_worlds} worlds became non-finite in one rollout; "

@@ -19,6 +19,7 @@ from envs.endings import Endings
 from envs.engine import make_simulation
 from envs.health import Health
 from envs.randomisation import Noise, Randomisation
+from envs.runaway import fastest
 from envs.simulation import SimulationError
 from envs.starts import Start, Starts
 from envs.step import Step
@@ -64,6 +65,7 @@ class VectorEnv:
         self.layout: Layout = dry_run(task, self.model)
         fields, own = self.layout.fields, task.randomised
         self.sim = make_simulation(task, self.model, self.num_worlds, fields, self.device, threads, own)
+        self._fastest = fastest(self.model).to(self.device, self.sim.dtype)
         self.randomisation = Randomisation(task, self.layout.told, self.sim) if own else None
         self._noise = Noise(task, self.layout.observation, self.device) if noise and any(task.noise.values()) else None
         supply = self._supply_size()
@@ -152,8 +154,10 @@ class VectorEnv:
         """Pays, observes and counts the step, and starts the next episode where one has ended."""
         sim, task, step = self.sim, self.task, self.buffers
         total = torch.cat([sim.qpos, sim.qvel], dim=1).sum(dim=1)
-        lost = total - total != 0  # NaN where one is not finite; half the kernels of isfinite()
-        self.health.count(lost)
+        nonfinite = total - total != 0  # NaN where one is not finite; half the kernels of isfinite()
+        runaway = (sim.qvel.abs() > self._fastest).any(dim=1)
+        self.health.count(nonfinite, runaway)
+        lost = nonfinite | runaway
         reward = task.reward(sim, self.state, self._action.to(sim.dtype))
         done = self.endings.close(step, reward, task.terminated(sim, self.state), lost, self.generator)
 
@@ -193,6 +197,11 @@ class VectorEnv:
     def judge(self, faults: Tensor) -> str:
         """One line about what was wrong and can be lived with; raises SimulationError if it was more; see `Health`."""
         return self.health.judge(faults)
+
+    @property
+    def lost(self) -> int:
+        """Times that a world's physics diverged and it had to begin anew, as far as `judge` has been told."""
+        return self.health.total_nonfinite + self.health.total_runaway
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs to go on exactly where this one is, random numbers included."""

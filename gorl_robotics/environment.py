@@ -68,6 +68,10 @@ class Environment(Protocol):
     def judge(self, faults: Tensor) -> str:
         """What a user should know of `faults`, now on the host; raises if the simulation could not be trusted."""
 
+    @property
+    def lost(self) -> int:
+        """Times that a world's physics diverged and it had to begin anew, as far as `judge` has been told."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly from here."""
 

@@ -29,6 +29,7 @@ _COLUMNS = (
     *METRICS,
     *(f"evaluation/{kind}_{what}" for kind in ("deterministic", "stochastic") for what in ("mean", "std", "p10")),
     "evaluation/decoder_displacement",
+    "worlds/lost",
     "time/steps_per_second",
 )
 _SHOWN = {"training reward": "reward/training_mean", "KL": "policy/kl", "latent std": "policy/std"}  # where there are
@@ -125,7 +126,7 @@ class Progress:
         if not distributed.is_main():
             return
         speed, self._reported_at = samples / (values.arrived - self._reported_at), values.arrived
-        self._write({**row, "time/steps_per_second": speed}, counts, values.arrived)
+        self._write({**row, "worlds/lost": env.lost, "time/steps_per_second": speed}, counts, values.arrived)
         mean = row["return/monitor_mean"]
         self._display.update(
             stage=counts["stage"],

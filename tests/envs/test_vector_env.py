@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mujoco
 import numpy as np
 import pytest
@@ -228,6 +230,26 @@ def test_more_than_one_percent_of_nonfinite_worlds_is_an_error() -> None:
         env.check()
     env.check()  # each check counts its own rollout
     assert env.health.total_nonfinite == 5
+
+
+def test_a_world_that_spins_faster_than_a_step_can_follow_begins_anew() -> None:
+    env = VectorEnv(hopper(), 8, seed=2)
+    env.restart(random_phase=False)
+    before = env.observation.clone()
+    half_a_turn = math.pi / env.task.timing.physics
+    hinge = int(env.model.jnt_dofadr[env.model.joint("waist").id])
+    slide = int(env.model.jnt_dofadr[env.model.joint("rootx").id])
+    env.sim.qvel[0, slide] = 3 * half_a_turn  # as fast as you like: it is no angle
+    env.sim.qvel[1, hinge] = 0.9 * half_a_turn
+    env.sim.qvel[2, hinge] = 1.1 * half_a_turn
+    env.sim.qvel[3, hinge] = -1.1 * half_a_turn
+    step = env.finish()
+    assert step.terminated.tolist() == [False, False, True, True, False, False, False, False]
+    assert same(step.terminal_observation[2:4], before[2:4])
+    assert step.reward[2:4].tolist() == [0, 0]
+    assert (env.sim.qvel.abs() < half_a_turn)[2:].all()
+    env.check()  # two of eight, and training goes on
+    assert (env.health.total_runaway, env.lost) == (2, 2)
 
 
 def test_an_overflow_names_the_task_and_ends_training_where_it_is_no_exception(

@@ -96,6 +96,8 @@ class FakeEnvironment:
     def faults(self) -> Tensor:
         return torch.ones(1, dtype=torch.int64, device=self.device)
 
+    lost = 0
+
     def judge(self, faults: Tensor) -> str:
         self.checked += int(faults)
         return ""
