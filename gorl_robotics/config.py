@@ -160,7 +160,6 @@ LARGE_ROBOT_DEFAULTS: dict[str, Any] = {
     "networks.policy": [128, 128, 128],
     "networks.decoder": [128, 128, 128, 128],
     "ppo.least_std": 0.5,
-    "ppo.entropy": 1e-3,
 }
 
 # What a person waits for on a CPU: minutes instead of a hundred million steps.
