@@ -21,18 +21,18 @@ class Health:
 
     Attributes:
         total_nonfinite: worlds that became non-finite, as far as they have been judged.
-        total_runaway: worlds that moved faster than a physics step can follow; see `envs.runaway`.
+        total_lost: these, and worlds that moved faster than a physics step can follow; see `envs.runaway`.
     """
 
     def __init__(self, task: Task, num_worlds: int, simulations: Sequence[Simulation]) -> None:
         self._task, self._num_worlds, self._simulations = task, num_worlds, simulations
-        self._times = torch.zeros(2, num_worlds, dtype=torch.int64, device=simulations[0].device)  # either
-        self.total_nonfinite = self.total_runaway = 0
+        self._times = torch.zeros(2, num_worlds, dtype=torch.int64, device=simulations[0].device)  # of `count`
+        self.total_nonfinite = self.total_lost = 0
 
-    def count(self, nonfinite: Tensor, runaway: Tensor) -> None:
-        """Takes the worlds that have become so, (W,) bool each; safe to capture in a CUDA graph."""
+    def count(self, nonfinite: Tensor, lost: Tensor) -> None:
+        """Takes the worlds that have become so, (W,) bool, and all that begin anew; safe to capture in a CUDA graph."""
         self._times[0].add_(nonfinite)
-        self._times[1].add_(runaway)
+        self._times[1].add_(lost)
 
     def faults(self) -> Tensor:
         """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
@@ -49,18 +49,18 @@ class Health:
         Raises:
             SimulationError: it happened in more than one world and in more than 1 % of them.
         """
-        few, lost, fault = max(1.0, 0.01 * self._num_worlds), int(faults[0]), ""
+        few, nonfinite, fault = max(1.0, 0.01 * self._num_worlds), int(faults[0]), ""
         parts = faults[2:].chunk(len(self._simulations))
         for simulation, part in zip(self._simulations, parts, strict=True):
             line = simulation.fault(part)
             fault = f"{self._task.name}: {line}" if line else fault
             if int(part[0]) > few:
                 raise SimulationError(fault)
-        self.total_nonfinite += lost
-        self.total_runaway += int(faults[1])
-        if lost > few:
+        self.total_nonfinite += nonfinite
+        self.total_lost += int(faults[1])
+        if nonfinite > few:
             raise SimulationError(
-                f"{self._task.name}: {lost} of {self._num_worlds} worlds became non-finite in one rollout; "
+                f"{self._task.name}: {nonfinite} of {self._num_worlds} worlds became non-finite in one rollout; "
                 f"shorten the task's timing.physics (now {self._task.timing.physics} s) or raise its solver iterations"
             )
         return fault

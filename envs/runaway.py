@@ -19,7 +19,7 @@ _ANGLES = {  # of a joint's degrees of freedom, which are angles
 def fastest(model: mujoco.MjModel) -> Tensor:
     """Of each degree of freedom half a turn within a physics step, in rad/s, (nv,); of what is no angle infinity.
 
-    A joint that turns by more could as well turn the other way. Ten times what the humanoid reaches under random
+    A joint that turns by more could as well turn the other way. Seven times what the humanoid reaches under random
     torques is not as much; a world that gets there has diverged, and stays finite for the rest of its episode.
     """
     angle = [is_angle for kind in model.jnt_type for is_angle in _ANGLES[mujoco.mjtJoint(kind)]]

@@ -155,9 +155,8 @@ class VectorEnv:
         sim, task, step = self.sim, self.task, self.buffers
         total = torch.cat([sim.qpos, sim.qvel], dim=1).sum(dim=1)
         nonfinite = total - total != 0  # NaN where one is not finite; half the kernels of isfinite()
-        runaway = (sim.qvel.abs() > self._fastest).any(dim=1)
-        self.health.count(nonfinite, runaway)
-        lost = nonfinite | runaway
+        lost = nonfinite | (sim.qvel.abs() > self._fastest).any(dim=1)
+        self.health.count(nonfinite, lost)
         reward = task.reward(sim, self.state, self._action.to(sim.dtype))
         done = self.endings.close(step, reward, task.terminated(sim, self.state), lost, self.generator)
 
@@ -201,7 +200,7 @@ class VectorEnv:
     @property
     def lost(self) -> int:
         """Times that a world's physics diverged and it had to begin anew, as far as `judge` has been told."""
-        return self.health.total_nonfinite + self.health.total_runaway
+        return self.health.total_lost
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs to go on exactly where this one is, random numbers included."""

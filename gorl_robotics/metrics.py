@@ -28,12 +28,13 @@ class MetricsLog:
     Args:
         folder: the run folder; it exists.
         resume_rows: None starts a new log; a number keeps that many rows of the existing one and appends.
+        columns: of rows to come; where the log to resume is of an older version and lacks some, they are added to it.
 
     Raises:
         InputError: a new log would overwrite an old one, or the log to resume is missing or too short.
     """
 
-    def __init__(self, folder: Path, resume_rows: int | None = None) -> None:
+    def __init__(self, folder: Path, resume_rows: int | None = None, columns: Sequence[str] = ()) -> None:
         path = folder / "metrics.csv"
         self._columns: list[str] = []
         self._rows = 0
@@ -41,7 +42,7 @@ class MetricsLog:
         if resume_rows is None:
             self._file = _create(path)
         else:
-            self._columns, kept = _cut(path, resume_rows)
+            self._columns, kept = _cut(path, resume_rows, columns)
             self._rows = resume_rows
             purge_step = _last_step(self._columns, kept) + 1
             self._file = path.open("a", encoding="utf-8", newline="")
@@ -96,8 +97,8 @@ def _create(path: Path) -> TextIO:
         raise InputError(f"{path} exists already; resume that run or choose another run folder") from None
 
 
-def _cut(path: Path, rows: int) -> tuple[list[str], Sequence[list[str]]]:
-    """Cuts the csv to its header and first `rows` rows, and returns these."""
+def _cut(path: Path, rows: int, columns: Sequence[str]) -> tuple[list[str], Sequence[list[str]]]:
+    """Cuts the csv to its header, with the `columns` that it lacks, and first `rows` rows, and returns these."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -109,7 +110,8 @@ def _cut(path: Path, rows: int) -> tuple[list[str], Sequence[list[str]]]:
         raise InputError(f"{path} has no column {STEPS!r}; it was not written by this trainer")
     if len(found) < rows:
         raise InputError(f"{path} has {len(found)} rows, the checkpoint was saved after {rows}")
-    kept = found[:rows]
+    new = [name for name in columns if name not in header] if header else []
+    header, kept = header + new, [row + [""] * len(new) for row in found[:rows]]
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *kept] if header else [])
     return header, kept

@@ -64,7 +64,7 @@ class Progress:
         if saved:
             self.stage, self.steps, self.iteration = saved["stage"], saved["steps"], saved["iteration"]
             self._before, self.evaluation = saved["elapsed"], saved["evaluation"]
-        self._log = MetricsLog(folder, saved["rows"] if saved else None) if distributed.is_main() else None
+        self._log = MetricsLog(folder, saved["rows"] if saved else None, _COLUMNS) if distributed.is_main() else None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; called on the first process."""

@@ -249,7 +249,12 @@ def test_a_world_that_spins_faster_than_a_step_can_follow_begins_anew() -> None:
     assert step.reward[2:4].tolist() == [0, 0]
     assert (env.sim.qvel.abs() < half_a_turn)[2:].all()
     env.check()  # two of eight, and training goes on
-    assert (env.health.total_runaway, env.lost) == (2, 2)
+    assert (env.health.total_nonfinite, env.lost) == (0, 2)
+
+    env.sim.qvel[1, hinge] = math.inf  # is both, and counts once
+    env.finish()
+    env.check()
+    assert (env.health.total_nonfinite, env.lost) == (1, 3)
 
 
 def test_an_overflow_names_the_task_and_ends_training_where_it_is_no_exception(

@@ -34,6 +34,7 @@ class FakeEnvironment:
     """
 
     action_size = 2
+    lost = 0
     observation_size = 4
     critic_observation_size = 5
 
@@ -95,8 +96,6 @@ class FakeEnvironment:
 
     def faults(self) -> Tensor:
         return torch.ones(1, dtype=torch.int64, device=self.device)
-
-    lost = 0
 
     def judge(self, faults: Tensor) -> str:
         self.checked += int(faults)

@@ -96,6 +96,18 @@ def test_what_cannot_be_resumed_is_told_in_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
+def test_a_log_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
+    write(tmp_path, range(3))
+    log = MetricsLog(tmp_path, resume_rows=2, columns=("return/monitor_mean", "worlds/lost"))
+    log.write({"steps": 2, "worlds/lost": 5})
+    log.close()
+    assert read(tmp_path) == [
+        {"steps": "0", "return/monitor_mean": "0.0", "worlds/lost": ""},
+        {"steps": "1", "return/monitor_mean": repr(1 / 3), "worlds/lost": ""},
+        {"steps": "2", "return/monitor_mean": "", "worlds/lost": "5"},
+    ]
+
+
 def test_curves_are_the_finite_numbers_over_steps(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.write({"steps": 64, "iteration": 1, "stage": 1, "phase": "train", "loss/policy": math.nan})
