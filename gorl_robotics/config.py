@@ -159,8 +159,8 @@ SMALL_ROBOT = 8  # actuators at most
 LARGE_ROBOT_DEFAULTS: dict[str, Any] = {
     "networks.policy": [128, 128, 128],
     "networks.decoder": [128, 128, 128, 128],
+    "ppo.entropy": 1e-3,
     "ppo.least_std": 0.0,
-    "stages.later_regularisation": 1e-2,
 }
 
 # What a person waits for on a CPU: minutes instead of a hundred million steps.

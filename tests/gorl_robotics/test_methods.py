@@ -155,7 +155,7 @@ def test_a_methods_own_settings_are_settings() -> None:
 def test_a_robot_of_many_actuators_has_wider_networks_and_may_be_less_noisy() -> None:
     few, many = (methods.configure({}, actuators, False, {"ppo.discount": 0.9}) for actuators in (8, 9))
     assert (few.networks.policy, few.networks.decoder, few.ppo.least_std) == ([64] * 3, [64] * 4, 1.0)
-    assert many.stages.later_regularisation > few.stages.later_regularisation
+    assert many.ppo.entropy < few.ppo.entropy
     assert (many.networks.policy, many.networks.decoder, many.ppo.least_std) == ([128] * 3, [128] * 4, 0.0)
     assert few.ppo.discount == many.ppo.discount == 0.9
     given = {"method": "fpo", "networks.policy": [32, 32]}
