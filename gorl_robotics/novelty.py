@@ -24,6 +24,9 @@ _LARGEST = 5.0  # times the mean
 # By which the mean follows an iteration's: guesses improve faster, so that bonuses soon are a few per cent of what they
 # were at first. That is enough where nothing else is paid, and nearly nothing where something is.
 _LAG = 0.01
+# Nor does it follow all the way down: once guesses get no better it would catch up, and what is rare, such as falling,
+# would be paid for as much as at first for the rest of the run.
+_LEAST = 0.1  # times the largest there has been
 _MINIBATCHES = 8
 _SHARE = 4  # one in so many samples is learnt from: newness should last long enough to be followed
 _RATE = 3e-4
@@ -40,12 +43,14 @@ class Novelty(nn.Module):
     """
 
     level: Tensor
+    most: Tensor  # the largest level so far
 
     def __init__(self, size: int, samples: int, device: torch.device, generator: torch.Generator) -> None:
         super().__init__()
         self.target = mlp(size, [_HIDDEN] * 2, _FEATURES).to(device).requires_grad_(False)
         self.guess = mlp(size, [_HIDDEN] * 3, _FEATURES).to(device)
         self.register_buffer("level", torch.zeros((), device=device))
+        self.register_buffer("most", torch.zeros((), device=device))
         self._generator = generator
         self._seen = torch.zeros(samples, size, device=device)
         rows = max(1, samples // (_SHARE * _MINIBATCHES))
@@ -60,7 +65,9 @@ class Novelty(nn.Module):
         error = ((_output(self.guess, self._seen) - _output(self.target, self._seen)) ** 2).mean(dim=-1)
         mean = error.mean()
         distributed.average(mean)
-        self.level.copy_(torch.where(self.level > 0, self.level.lerp(mean, _LAG), mean))
+        level = torch.where(self.level > 0, self.level.lerp(mean, _LAG), mean)
+        self.most.copy_(torch.maximum(self.most, level))
+        self.level.copy_(torch.maximum(level, _LEAST * self.most))
         return (error / self.level).clamp(max=_LARGEST).view(observation.shape[:-1])
 
     def draw(self) -> None:
@@ -89,7 +96,7 @@ class Novelty(nn.Module):
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restores what `saved` gave."""
-        self.load_state_dict(saved["networks"])
+        self.load_state_dict(saved["networks"], strict=False)  # formerly without `most`, which then begins anew
         self.optimizer.load_state_dict(saved["optimizer"])
 
     def _improve(self) -> None:

@@ -63,6 +63,13 @@ def test_bonuses_fade_while_guesses_improve() -> None:
     assert paid[-1] < 0.5
 
 
+def test_bonuses_do_not_come_back_when_guesses_get_no_better() -> None:
+    novelty = make()
+    paid = [float(iterate(novelty, around(0.0, k)).mean()) for k in range(900)]
+    assert max(paid[500:]) < max(paid[100:300])
+    assert paid[-1] < 0.1
+
+
 def test_only_the_guessing_network_learns() -> None:
     novelty = make()
     target, guess = (copy.deepcopy(network.state_dict()) for network in (novelty.target, novelty.guess))
