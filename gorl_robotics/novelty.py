@@ -96,7 +96,8 @@ class Novelty(nn.Module):
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restores what `saved` gave."""
-        self.load_state_dict(saved["networks"], strict=False)  # formerly without `most`, which then begins anew
+        networks = saved["networks"]
+        self.load_state_dict({"most": networks["level"], **networks})  # formerly there was no `most`
         self.optimizer.load_state_dict(saved["optimizer"])
 
     def _improve(self) -> None:

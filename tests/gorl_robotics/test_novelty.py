@@ -88,6 +88,15 @@ def test_what_was_saved_goes_on_with_the_same_bonuses() -> None:
         assert torch.equal(iterate(novelty, around(0.0, k)), iterate(other, around(0.0, k)))
 
 
+def test_what_was_saved_without_the_largest_level_goes_on() -> None:
+    novelty, other = make(), make(seed=5)
+    iterate(novelty, around(0.0, 1))
+    saved = copy.deepcopy(novelty.saved())
+    del saved["networks"]["most"]
+    other.restore(saved)
+    assert other.most == other.level == novelty.level > 0
+
+
 def learnt(novelty: float) -> dict[str, Any]:
     """A learner's own state after updates from a task that pays nothing."""
     setup = Setup(small_config(ppo__novelty=novelty))
