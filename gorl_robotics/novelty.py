@@ -26,7 +26,7 @@ _LARGEST = 5.0  # times the mean
 _LAG = 0.01
 # Nor does it follow all the way down: once guesses get no better it would catch up, and what is rare, such as falling,
 # would be paid for as much as at first for the rest of the run.
-_LEAST = 0.1  # times the largest there has been
+_LEAST = 0.05  # times the largest there has been
 _MINIBATCHES = 8
 _SHARE = 4  # one in so many samples is learnt from: newness should last long enough to be followed
 _RATE = 3e-4
