@@ -154,7 +154,7 @@ class Config:
 
 
 # There is more for a network to know; and with so many joints each as noisy as one of a few would be, nothing that
-# they do together can be told from the noise: in later stages σ is drawn to 0.5, and may be less where that pays.
+# they do together can be told from the noise: in later stages σ is drawn to 0.45, and may be less where that pays.
 SMALL_ROBOT = 8  # actuators at most
 LARGE_ROBOT_DEFAULTS: dict[str, Any] = {
     "networks.policy": [128, 128, 128],
