@@ -22,6 +22,7 @@ from rich.console import Console
 
 import tasks
 from envs.dry_run import dry_run
+from envs.endings import close_once
 from envs.engine import load_engine
 from envs.user_code import blaming
 from envs.vector_env import VectorEnv
@@ -69,7 +70,9 @@ class Trainer:
         self.learner = Learner(
             self.policy, layout.critic_observation_size, config, config.num_envs * steps, device, self.generator
         )
-        with compiling(self.learner.parts(), device):
+        sizes = (config.num_envs, config.num_envs + config.monitors, task.episode_length)
+        endings = partial(close_once, *sizes, config.practice, device)
+        with compiling([*self.learner.parts(), endings], device):
             load_engine(device)
             self.env = VectorEnv(
                 task,

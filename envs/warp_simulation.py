@@ -18,6 +18,7 @@ from envs.simulation import STATE_FIELDS, Simulation
 from envs.warp_forward import Forward
 from envs.warp_kernels import compile_kernels, small_blocks
 from envs.warp_model import put_model, sees
+from envs.warp_stream import warp_stream
 from gorl_robotics.errors import InputError
 
 _CAPACITY = {
@@ -230,7 +231,7 @@ class WarpSimulation(Simulation):
     def _on_stream(self) -> Iterator[None]:
         """Warp works on torch's current stream, so that the two order themselves."""
         if self._stream_device.type == "cuda":
-            with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(self._stream_device))):
+            with wp.ScopedStream(warp_stream(torch.cuda.current_stream(self._stream_device))):
                 yield
         else:
             with wp.ScopedDevice("cpu"):

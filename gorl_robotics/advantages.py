@@ -39,11 +39,13 @@ def _launch(arrays: tuple[Tensor, ...], discount: float, gae_lambda: float) -> N
     """Runs the Warp kernel on the tensors' device, in torch's current stream."""
     import warp as wp
 
+    from envs.warp_stream import warp_stream
+
     wp.init()
     device = arrays[0].device
     # A ScopedStream would make torch's stream wait for Warp's own, which a capture does not survive.
     cuda = device.type == "cuda"
-    place = {"stream": wp.stream_from_torch(torch.cuda.current_stream(device))} if cuda else {"device": "cpu"}
+    place = {"stream": warp_stream(torch.cuda.current_stream(device))} if cuda else {"device": "cpu"}
     wp.launch(
         _kernel(),
         dim=arrays[0].shape[1],

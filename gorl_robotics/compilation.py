@@ -14,8 +14,9 @@ import torch
 def compiling(works: Sequence[Callable[[], object]], device: torch.device) -> Iterator[None]:
     """Does each of `works` once, in a thread and a stream of its own, beside what is done inside the context.
 
-    What they compute is for nothing: they must change nothing that lasts and nothing that anyone else reads. On a CPU,
-    where nothing is compiled, none is done.
+    What they compute is for nothing: they must change nothing that lasts and nothing that anyone else reads. The first
+    is done before the others begin, since Triton goes through all of its own files for what comes first, in as many
+    threads as ask for it at once: two seconds instead of a quarter. On a CPU, where nothing is compiled, none is done.
 
     Raises:
         Exception: what one of them raised, at the end of the context.
@@ -33,7 +34,13 @@ def compiling(works: Sequence[Callable[[], object]], device: torch.device) -> It
     with warnings.catch_warnings(), ThreadPoolExecutor(len(works), "compile") as pool:
         # Their gradients are for nothing, in streams that are waited for below.
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
-        begun = [pool.submit(alone, work) for work in works]
+        first = pool.submit(alone, works[0])
+
+        def after(work: Callable[[], object]) -> None:
+            first.result()
+            alone(work)
+
+        others = [pool.submit(after, work) for work in works[1:]]
         yield
-        for done in begun:
+        for done in (first, *others):
             done.result()

@@ -109,6 +109,10 @@ class Learner:
     def parts(self) -> list[Callable[[], object]]:
         """Acting, and what of an update changes nothing but gradients, whatever is in its buffers; for `compiling`."""
 
+        def adapt() -> None:
+            kept = (self._policy_sums, self._policy_turn, self.policy_rate, self.regularisation)
+            self._adapt_at_once(torch.zeros_like(self._policy_sums), *(tensor.clone() for tensor in kept))
+
         def policy() -> None:
             self.policy.gradients(self._buffers(), self._order[0], self.config, self.regularisation)
             clip_gradients(self.policy.trained, self.config.max_grad_norm)
@@ -128,8 +132,9 @@ class Learner:
             seen = self._observation[: max(16, worlds // 16 * 16)]
             self.policy.act(seen, seen.new_zeros(len(seen), self.policy.noise_size))
 
+        first = [adapt] if self._order.is_cuda else []  # the least of all: see `compiling`
         values = [partial(value, some) for some in (False, True)]
-        return [policy, critic, act, *values, *([] if self.novelty is None else self.novelty.parts())]
+        return [*first, policy, critic, act, *values, *([] if self.novelty is None else self.novelty.parts())]
 
     def wait(self) -> None:
         """What is launched from now on waits for the critic."""
@@ -285,21 +290,23 @@ class Learner:
 
     def _adapt(self, terms: Tensor) -> None:
         """Counts a minibatch of the policy and its terms, and adapts its rate and the entropy's weight to them."""
-        config, least = self.config, self.config.entropy
         if terms.is_cuda:
-            from gorl_robotics.adapt_kernel import adapt
-
-            rate_is = (config.target_kl, _RATE_CHANGE, _LOWEST_RATE, config.learning_rate)
-            weight_is = (config.least_std, _ENTROPY_CHANGE, least, _MOST_ENTROPY * least)
-            adapt(
-                terms, self._policy_sums, self._policy_turn, self.policy_rate, self.regularisation, rate_is, weight_is
-            )
+            self._adapt_at_once(terms, self._policy_sums, self._policy_turn, self.policy_rate, self.regularisation)
             return
         self._adapt_rate(terms[1])
         if len(terms) == len(POLICY_METRICS):
             self._adapt_entropy(terms[4])
         self._policy_sums.add_(terms)
         self._policy_turn.add_(1)
+
+    def _adapt_at_once(self, terms: Tensor, sums: Tensor, turn: Tensor, rate: Tensor, weights: Tensor) -> None:
+        """The same in one kernel, and to what is given."""
+        from gorl_robotics.adapt_kernel import adapt
+
+        config, least = self.config, self.config.entropy
+        rate_is = (config.target_kl, _RATE_CHANGE, _LOWEST_RATE, config.learning_rate)
+        weight_is = (config.least_std, _ENTROPY_CHANGE, least, _MOST_ENTROPY * least)
+        adapt(terms, sums, turn, rate, weights, rate_is, weight_is)
 
     def _adapt_rate(self, kl: Tensor) -> None:
         """Divides the policy's rate by 1.5 where the step was too long, multiplies it where it was too short."""

@@ -164,11 +164,11 @@ def test_branches_compute_what_one_chain_does(name: str, device: str) -> None:
         assert bool(branches._streams) == (device == "cuda")
         found = []
         for forward in (branches, lambda: mjw.forward(sim._model, sim._data)):
-            for kept in ("qacc", "qfrc_bias", "qfrc_passive", "qfrc_actuator", "actuator_velocity", "M", "cvel"):
-                getattr(sim._data, kept).fill_(float("nan"))
-            with sim._on_stream():
+            with sim._on_stream():  # numbers are set and read there, too: no other stream waits for this one
+                for kept in ("qacc", "qfrc_bias", "qfrc_passive", "qfrc_actuator", "actuator_velocity", "M", "cvel"):
+                    getattr(sim._data, kept).fill_(float("nan"))
                 forward()
-            found.append({kept: getattr(sim._data, kept).numpy() for kept in ("qacc", "qfrc_smooth", "cvel", "M")})
+                found.append({kept: getattr(sim._data, kept).numpy() for kept in ("qacc", "qfrc_smooth", "cvel", "M")})
     for kept, expected in found[1].items():
         # Contacts are found in another order each time on a GPU, and what they add up to differs in the last digits.
         tolerance = 0.0 if device == "cpu" else 2e-3 * np.abs(expected).max()

@@ -177,7 +177,7 @@ def test_a_policys_gradients_are_those_of_its_loss() -> None:
     sizes = {"observation": (15,), "latent": (4,), "log_prob": (), "advantage": ()}
     buffers = {name: torch.randn(500, *size, device="cuda") for name, size in sizes.items()}
     buffers["log_prob"] -= 6
-    rows, weights = torch.randperm(500, device="cuda")[:300], torch.tensor([0.01, 0.1], device="cuda")
+    rows, weights = torch.randperm(500, device="cuda")[:300], torch.tensor([0.01, 0.1, 0.2], device="cuda")
     terms = policy.gradients(buffers, rows, config.ppo, weights)
     gradients = [parameter.grad for parameter in policy.trained.parameters()]
     expected = Policy.gradients(policy, buffers, rows, config.ppo, weights)
