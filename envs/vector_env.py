@@ -208,6 +208,7 @@ class VectorEnv:
         saved.update({f"simulation.{name}": value for name, value in self.sim.state_dict().items()})
         saved.update({f"starts.{name}": value for name, value in self.starts.state_dict().items()})
         saved["generator"] = self.generator.get_state()
+        saved["lost"] = torch.tensor([self.health.total_nonfinite, self.health.total_lost])
         return saved
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
@@ -221,6 +222,8 @@ class VectorEnv:
         self.sim.load_state_dict(part("simulation."))
         self.starts.load_state_dict(part("starts."))
         self.generator.set_state(saved["generator"].cpu())
+        if "lost" in saved:  # formerly a resumed run counted from 0 again
+            self.health.total_nonfinite, self.health.total_lost = saved["lost"].tolist()
 
     def _allocate(self) -> None:
         worlds, device = self.num_worlds, self.device

@@ -18,8 +18,8 @@ from envs.simulation import STATE_FIELDS, Simulation
 from envs.warp_forward import Forward
 from envs.warp_kernels import compile_kernels, small_blocks
 from envs.warp_model import put_model, sees
-from envs.warp_stream import warp_stream
 from gorl_robotics.errors import InputError
+from gorl_robotics.warp_stream import warp_stream
 
 _CAPACITY = {
     mjw.OverflowType.NEFC: "njmax",

@@ -39,7 +39,7 @@ def _launch(arrays: tuple[Tensor, ...], discount: float, gae_lambda: float) -> N
     """Runs the Warp kernel on the tensors' device, in torch's current stream."""
     import warp as wp
 
-    from envs.warp_stream import warp_stream
+    from gorl_robotics.warp_stream import warp_stream
 
     wp.init()
     device = arrays[0].device

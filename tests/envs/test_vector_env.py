@@ -255,6 +255,9 @@ def test_a_world_that_spins_faster_than_a_step_can_follow_begins_anew() -> None:
     env.finish()
     env.check()
     assert (env.health.total_nonfinite, env.lost) == (1, 3)
+    resumed = VectorEnv(hopper(), 8, seed=3)
+    resumed.load_state_dict(env.state_dict())
+    assert (resumed.health.total_nonfinite, resumed.lost) == (1, 3)
 
 
 def test_an_overflow_names_the_task_and_ends_training_where_it_is_no_exception(
