@@ -28,6 +28,7 @@ class VelocityField(nn.Module):
         steps: of a path.
         scale: the network's output is multiplied by this.
         divisors: the velocity over this is a step, for each step from t = 1 on; without them all are `steps`.
+        bound: no velocity is larger, whatever the network makes; what is far smaller stays as it is.
     """
 
     clock: Tensor
@@ -41,9 +42,11 @@ class VelocityField(nn.Module):
         steps: int,
         scale: float = 1.0,
         divisors: Sequence[float] | None = None,
+        bound: float = math.inf,
     ) -> None:
         super().__init__()
         self.steps, self.action_size, self.scale = steps, action_size, scale
+        self._bound = bound / scale  # of the network's output
         self._observation_size = observation_size
         self.network = mlp(observation_size + action_size + 2 * _FREQUENCIES, hidden, action_size)
         self.register_buffer("clock", _embed((torch.arange(steps, 0, -1) / steps).unsqueeze(1)))
@@ -57,15 +60,15 @@ class VelocityField(nn.Module):
         if fits_kernel(self.network) and not inputs.requires_grad:
             from gorl_robotics.mlp_kernel import mlp as fused
 
-            return fused(self.network, inputs) * self.scale
-        return self.network(inputs) * self.scale
+            return self._bounded(fused(self.network, inputs)) * self.scale
+        return self._bounded(self.network(inputs)) * self.scale
 
     def squared_error(self, observation: Tensor, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
         """The mean squared error of `velocity` as a guess of (N, a), a scalar.
 
         Differentiable in the network's parameters alone.
         """
-        if fits_kernel(self.network) and torch.is_grad_enabled():
+        if math.isinf(self._bound) and fits_kernel(self.network) and torch.is_grad_enabled():
             from gorl_robotics.field_kernel import inputs
             from gorl_robotics.mlp_kernel import squared_error
 
@@ -81,10 +84,11 @@ class VelocityField(nn.Module):
         return self.path(observation, z)[-1]
 
     def path_fits_kernel(self) -> bool:
-        """Whether `flow_kernel` takes the network: float32 on a CUDA device, and layers that shared memory holds."""
+        """Whether `flow_kernel` takes it: no bound, float32 on a CUDA device, and layers that shared memory holds."""
         first, *between, _ = self._layers()
         return (
-            first.weight.is_cuda
+            math.isinf(self._bound)
+            and first.weight.is_cuda
             and first.weight.dtype == torch.float32
             and first.out_features in (16, 32, 64, 128)
             and all(layer.out_features == first.out_features for layer in between)
@@ -101,7 +105,7 @@ class VelocityField(nn.Module):
             h = F.silu(base + clock[step] + F.linear(x, moved))
             for layer in hidden:
                 h = F.silu(layer(h))
-            x = x - last(h) / self._divisors[step]
+            x = x - self._bounded(last(h)) / self._divisors[step]
             points.append(x if kicks is None else x + kicks[:, step])
         return points
 
@@ -113,6 +117,9 @@ class VelocityField(nn.Module):
             nn.init.orthogonal_(layer.weight, math.sqrt(2), generator)
             nn.init.zeros_(layer.bias)
         layers[-1].weight.zero_()
+
+    def _bounded(self, output: Tensor) -> Tensor:
+        return output if math.isinf(self._bound) else self._bound * (output / self._bound).tanh()
 
     def _prepared(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor, list[nn.Linear], nn.Linear]:
         """What the first layer makes of observation and time does not change along the path: computed once."""

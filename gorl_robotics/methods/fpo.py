@@ -20,13 +20,17 @@ from gorl_robotics.networks import Normaliser
 from gorl_robotics.policy import Policy, PolicyLoss, Sample
 
 OUTPUT_SCALE = 0.25
+# Where an action was bad its loss is to be large, and nothing but this says how large: unbounded, pre-tanh actions ran
+# off to half a million. From ±6 on tanh is ±1 to five digits.
+BOUND = 6.0
 
 
 class Fpo(Policy):
     """A flow from noise to the pre-tanh action, trained by its own flow-matching losses."""
 
     name = "fpo"
-    # The rate is fixed, as published. Gradients are clipped, which they are not there: without it the policy collapses.
+    # The rate is fixed, as published. Gradients are clipped and velocities bounded, which they are not there: without
+    # that the policy collapses, sooner or later.
     defaults: ClassVar[Mapping[str, Any]] = {
         "ppo.learning_rate": 3e-4,
         "ppo.target_kl": math.inf,
@@ -36,7 +40,7 @@ class Fpo(Policy):
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], steps: int, pairs: int) -> None:
         super().__init__()
         self.normaliser = Normaliser(observation_size)
-        self.flow = VelocityField(observation_size, action_size, hidden, steps, OUTPUT_SCALE)
+        self.flow = VelocityField(observation_size, action_size, hidden, steps, OUTPUT_SCALE, bound=BOUND)
         self.noise_size, self.pairs = action_size, pairs
         self.reads = {"action": (action_size,), "noise": (pairs, action_size), "time": (pairs, 1), "error": ()}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from fake_environment import small_config
 
-from gorl_robotics.methods.fpo import Fpo
+from gorl_robotics.methods.fpo import BOUND, Fpo
 
 SAMPLES, PAIRS, AXES = 3, 4, 2
 ZERO = torch.tensor(0.0)
@@ -107,3 +108,22 @@ def test_pairs_are_drawn_for_every_sample_and_hold_the_present_error() -> None:
     error = made.error(seen, sample.decoded, stored["noise"], stored["time"])
     torch.testing.assert_close(stored["error"], error.detach())
     torch.testing.assert_close(made.act(observation, noise).decoded, sample.decoded)
+
+
+def test_no_action_runs_off_and_small_velocities_stay_what_they_are() -> None:
+    made = policy()
+    observation, noise = torch.randn(500, 4), torch.randn(500, AXES)
+    free = copy.deepcopy(made)
+    free.flow._bound = math.inf
+    with torch.no_grad():
+        for each in (made, free):
+            each.flow.network[-1].weight.mul_(1e-3)
+            each.flow.network[-1].bias.mul_(1e-3)
+        torch.testing.assert_close(made.act(observation, noise).decoded, free.act(observation, noise).decoded)
+        for each in (made, free):
+            each.flow.network[-1].weight.mul_(1e9)
+        moved = (made.act(observation, noise).decoded - noise).abs()
+        assert not free.act(observation, noise).decoded.isfinite().all()
+    assert moved.max() <= BOUND + 1e-4
+    assert moved.max() > 0.9 * BOUND
+    assert (made.error(**batch(made)) < 100).all()
