@@ -16,7 +16,7 @@ def compiling(works: Sequence[Callable[[], object]], device: torch.device) -> It
 
     What they compute is for nothing: they must change nothing that lasts and nothing that anyone else reads. The first
     is done before the others begin, since Triton goes through all of its own files for what comes first, in as many
-    threads as ask for it at once: two seconds instead of a quarter. On a CPU, where nothing is compiled, none is done.
+    threads as ask for it at once, each holding up the others. On a CPU, where nothing is compiled, none is done.
 
     Raises:
         Exception: what one of them raised, at the end of the context.
