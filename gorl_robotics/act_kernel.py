@@ -93,6 +93,7 @@ def _act(  # type: ignore[no-untyped-def]
     width: tl.constexpr,
     layers: tl.constexpr,
     steps: tl.constexpr,
+    bound: tl.constexpr,
     precision: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -128,6 +129,7 @@ def _act(  # type: ignore[no-untyped-def]
             width,
             layers,
             steps,
+            bound,
             precision,
         )
         tl.store(decoded + place, z, mask=real)
@@ -179,7 +181,7 @@ def _decoding(decoder: Decoder | None, size: int) -> dict[str, Any]:
     """What the kernel is told of the decoder, if there is one, and of the size of an action."""
     if decoder is None:
         absent = dict.fromkeys(("decoder", "decoder_weights", "decoder_biases"))
-        none = dict.fromkeys(("inputs", "times", "width", "layers", "steps"), 0)
+        none = dict.fromkeys(("inputs", "times", "width", "layers", "steps", "bound"), 0)
         return {**absent, **none, "size": size, "padded": padded(size)}
     parameters, normaliser = list(decoder.network.parameters()), decoder.normaliser
     return {

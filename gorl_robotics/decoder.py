@@ -80,15 +80,14 @@ class VelocityField(nn.Module):
         if not torch.is_grad_enabled() and self.path_fits_kernel():
             from gorl_robotics.flow_kernel import decode
 
-            return decode(self.network, self.clock, self.divisor, self._seen(observation), z)
+            return decode(self.network, self.clock, self.divisor, self._seen(observation), z, self._bound)
         return self.path(observation, z)[-1]
 
     def path_fits_kernel(self) -> bool:
-        """Whether `flow_kernel` takes it: no bound, float32 on a CUDA device, and layers that shared memory holds."""
+        """Whether `flow_kernel` takes it: float32 on a CUDA device, and layers that shared memory holds."""
         first, *between, _ = self._layers()
         return (
-            math.isinf(self._bound)
-            and first.weight.is_cuda
+            first.weight.is_cuda
             and first.weight.dtype == torch.float32
             and first.out_features in (16, 32, 64, 128)
             and all(layer.out_features == first.out_features for layer in between)

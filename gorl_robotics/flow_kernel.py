@@ -6,6 +6,7 @@ its outputs among them, where they would otherwise all compute the same for a fe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ def path_end(  # type: ignore[no-untyped-def]
     width: tl.constexpr,
     layers: tl.constexpr,
     steps: tl.constexpr,
+    bound: tl.constexpr,
     precision: tl.constexpr,
 ):
     """Where a network's steps from x lead, (padded, block) with zeros beyond `size`.
@@ -58,7 +60,10 @@ def path_end(  # type: ignore[no-untyped-def]
         h = silu(seen + dot(first * time[None, :], point, precision))
         for index in tl.static_range(1, layers):
             h = silu(layer(h, weights[index], biases[index], width, width, width, width, width, precision))
-        x -= (dot(last, h, precision) + bias[:, None]) / tl.load(divisor + step)
+        output = dot(last, h, precision) + bias[:, None]
+        if bound > 0:
+            output = bound * (2 * tl.sigmoid(2 / bound * output) - 1)  # bound · tanh(output / bound)
+        x -= output / tl.load(divisor + step)
     return x
 
 
@@ -79,6 +84,7 @@ def _decode(  # type: ignore[no-untyped-def]
     width: tl.constexpr,
     layers: tl.constexpr,
     steps: tl.constexpr,
+    bound: tl.constexpr,
     precision: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -88,7 +94,9 @@ def _decode(  # type: ignore[no-untyped-def]
     place = row[None, :] * size + axis[:, None]
     x = tl.load(z + place, mask=real, other=0.0)
     base = tl.load(seen + row[None, :] * width + tl.arange(0, width)[:, None], mask=here, other=0.0)
-    x = path_end(x, base, weights, biases, clock, divisor, inputs, times, size, padded, width, layers, steps, precision)
+    x = path_end(
+        x, base, weights, biases, clock, divisor, inputs, times, size, padded, width, layers, steps, bound, precision
+    )
     tl.store(out + place, x, mask=real)
 
 
@@ -97,7 +105,9 @@ def block_rows(count: int) -> int:
     return ROWS if count < MANY else 2 * ROWS
 
 
-def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor, z: Tensor) -> Tensor:
+def decode(
+    network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor, z: Tensor, bound: float = math.inf
+) -> Tensor:
     """The steps from z (N, a) to the pre-tanh action (N, a), of the accuracy that `mlp_blocks.precision` names.
 
     Args:
@@ -106,9 +116,10 @@ def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor,
         divisor: the network's output over this is a step, (steps,).
         seen: what the first layer makes of the observation, bias included, (N, width).
         z: where the path begins.
+        bound: of the network's output; see `VelocityField`.
     """
     parameters, z = list(network.parameters()), z.contiguous()
-    out, arguments, block = torch.empty_like(z), path_arguments(parameters, clock), block_rows(len(z))
+    out, arguments, block = torch.empty_like(z), path_arguments(parameters, clock, bound), block_rows(len(z))
     _decode[(triton.cdiv(len(z), block),)](
         seen.contiguous(),
         z,
@@ -126,7 +137,7 @@ def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor,
     return out
 
 
-def path_arguments(parameters: Sequence[Tensor], clock: Tensor) -> dict[str, Any]:
+def path_arguments(parameters: Sequence[Tensor], clock: Tensor, bound: float = math.inf) -> dict[str, Any]:
     """The constants that `path_end` is compiled for, from the network's weights and biases in turn."""
     (width, inputs), size, (steps, times) = parameters[0].shape, len(parameters[-1]), clock.shape
     return {
@@ -137,4 +148,5 @@ def path_arguments(parameters: Sequence[Tensor], clock: Tensor) -> dict[str, Any
         "width": width,
         "layers": len(parameters) // 2 - 1,
         "steps": steps,
+        "bound": 0.0 if math.isinf(bound) else bound,
     }

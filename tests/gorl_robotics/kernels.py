@@ -12,6 +12,7 @@ from gorl_robotics import critic_kernel, mlp_kernel, policy_kernel, value_kernel
 from gorl_robotics.adapt_kernel import adapt
 from gorl_robotics.clip_kernel import clip
 from gorl_robotics.config import Ppo
+from gorl_robotics.decoder import VelocityField
 from gorl_robotics.diffusion import DiffusionDecoder
 from gorl_robotics.flow import FlowDecoder
 from gorl_robotics.losses import policy_loss
@@ -191,8 +192,17 @@ def acting(observation: int, size: int, hidden: list[int], decoder_hidden: list[
 
 def check_path(observation: int, size: int, hidden: list[int], rows: int, device: str) -> None:
     """Where a decoding by diffusion, whose steps are of different lengths, leads."""
+    _check_end(DiffusionDecoder(observation, size, hidden, 5), observation, size, rows, device)
+
+
+def check_bounded_path(observation: int, size: int, hidden: list[int], rows: int, device: str) -> None:
+    """Where a path leads whose velocities reach their bound."""
+    _check_end(VelocityField(observation, size, hidden, 5, 0.25, bound=0.1), observation, size, rows, device)
+
+
+def _check_end(made: VelocityField, observation: int, size: int, rows: int, device: str) -> None:
     torch.manual_seed(rows)
-    made = DiffusionDecoder(observation, size, hidden, 5).to(device)
+    made = made.to(device)
     random_weights(made, device)
     seen, z = torch.randn(rows, observation, device=device), torch.randn(rows, size, device=device)
     with torch.no_grad(), mock.patch.object(made, "path_fits_kernel", return_value=True):
@@ -269,6 +279,7 @@ if __name__ == "__main__":
         check_act(*act_case, "cpu")
     for path_case in PATHS:
         check_path(*path_case, "cpu")
+        check_bounded_path(*path_case, "cpu")
     for norm in NORMS:
         check_clip(norm, 64, "cpu")
         check_clip(norm, 256, "cpu")

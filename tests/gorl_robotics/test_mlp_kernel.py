@@ -107,11 +107,12 @@ def test_an_act_gives_torchs_sample(observation: int, size: int, rows: int, deco
     [(4, [64] * 6, True), (21, [128] * 2, True), (4, [64] * 7, False), (4, [128] * 3, False), (4, [64, 32], False)],
 )
 def test_a_path_that_fits_gives_torchs_end(size: int, hidden: list[int], fits: bool) -> None:
-    from kernels import check_path
+    from kernels import check_bounded_path, check_path
 
     assert FlowDecoder(15, size, hidden, 10).cuda().path_fits_kernel() == fits
     if fits:
         check_path(15, size, hidden, 300, "cuda")
+        check_bounded_path(15, size, hidden, 300, "cuda")
 
 
 @pytest.mark.gpu
