@@ -44,7 +44,11 @@ class Ppo:
     clip: float = setting(0.2, "PPO's clip range of the probability ratio", low=0)
     discount: float = setting(0.995, "γ of discounted returns", low=0, high=1)
     gae_lambda: float = setting(0.95, "λ of generalised advantages", low=0, high=1)
-    entropy: float = setting(0.005, "least weight of the Gaussian's entropy; gorl_* and gaussian only", low=0)
+    entropy: float = setting(
+        0.005,
+        "least weight of the Gaussian's entropy; of fpo the weight of noise in what its flow fits; not dppo",
+        low=0,
+    )
     least_std: float = setting(
         1.0, "while the mean σ is below, that weight grows, to ten times the least; gorl_* and gaussian only", low=0
     )

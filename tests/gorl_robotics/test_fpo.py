@@ -34,11 +34,13 @@ def batch(made: Fpo) -> dict[str, torch.Tensor]:
     }
 
 
-def slow_error(made: Fpo, given: dict[str, torch.Tensor], sample: int) -> float:
+def slow_error(made: Fpo, given: dict[str, torch.Tensor], sample: int, of_noise: bool = False) -> float:
     total = 0.0
     for pair in range(PAIRS):
         t = float(given["time"][sample, pair])
-        noise, action = given["noise"][sample, pair].tolist(), given["action"][sample].tolist()
+        # Python's -1 is the last sample.
+        other = given["noise"][sample - 1, pair] if of_noise else given["action"][sample]
+        noise, action = given["noise"][sample, pair].tolist(), other.tolist()
         x = [t * n + (1 - t) * a for n, a in zip(noise, action, strict=True)]
         observation = given["observation"][sample].unsqueeze(0)
         v = made.flow.velocity(observation, torch.tensor([x]), torch.tensor([[t]]))[0].tolist()
@@ -68,9 +70,11 @@ def test_loss_equals_a_loop() -> None:
         ratio = math.exp(log_ratio)
         loss -= min(ratio * gain, min(max(ratio, 1 - clip), 1 + clip) * gain) / SAMPLES
         kl += (ratio - 1 - log_ratio) / SAMPLES
+    wide = sum(slow_error(made, given, sample, of_noise=True) for sample in range(SAMPLES)) / SAMPLES
     minibatch = {**given, "error": torch.tensor(old), "advantage": torch.tensor(advantage)}
-    terms = made.loss(minibatch, small_config(ppo__clip=clip).ppo, ZERO)
-    assert float(terms.loss.detach()) == pytest.approx(loss, rel=1e-4)
+    for weight in (0.0, 0.3):
+        terms = made.loss(minibatch, small_config(ppo__clip=clip, ppo__entropy=weight).ppo, ZERO)
+        assert float(terms.loss.detach()) == pytest.approx(loss + weight * wide, rel=1e-4)
     assert float(terms.kl) == pytest.approx(kl, rel=1e-4)
     assert float(terms.clipped) == pytest.approx(2 / 3)
     assert terms.entropy is None
@@ -87,7 +91,28 @@ def test_the_loss_makes_good_actions_likelier() -> None:
         for parameter in made.flow.parameters():
             assert parameter.grad is not None
             parameter -= 1e-3 * parameter.grad
-    assert float((advantage * (made.error(**given) - before)).sum()) < 0
+    assert float((advantage * (made.error(**given).detach() - before)).sum()) < 0
+
+
+def test_where_nothing_is_better_than_the_rest_a_flow_goes_back_to_noise() -> None:
+    made, generator = policy(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        made.flow.network[-1].weight.zero_()
+        made.flow.network[-1].bias.fill_(6.0)  # every action is one and a half farther down
+    optimizer = torch.optim.Adam(made.flow.parameters(), lr=3e-3)
+    observation, settings = torch.randn(256, 4), small_config(ppo__entropy=1.0).ppo
+
+    def sampled() -> dict[str, torch.Tensor]:
+        sample = made.act(observation, torch.randn(256, AXES, generator=generator), generator)
+        return {"observation": made.normaliser(observation), "action": sample.decoded, **sample.stored}
+
+    assert float(sampled()["action"].mean()) < -1.3
+    for _ in range(300):
+        optimizer.zero_grad()
+        made.loss({**sampled(), "advantage": torch.zeros(256)}, settings, ZERO).loss.backward()
+        optimizer.step()
+    assert abs(float(sampled()["action"].mean())) < 0.4
+    assert float(sampled()["action"].std()) > 0.8
 
 
 def test_pairs_are_drawn_for_every_sample_and_hold_the_present_error() -> None:

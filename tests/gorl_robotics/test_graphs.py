@@ -128,4 +128,4 @@ def test_a_gradient_step_is_taken_once_per_call(cuda: torch.device) -> None:
     call = captured(step, cuda)
     for k in range(1, 7):
         call()
-        assert float(weight) == pytest.approx(3.0 * 0.9**k, rel=1e-5)
+        assert float(weight.detach()) == pytest.approx(3.0 * 0.9**k, rel=1e-5)
