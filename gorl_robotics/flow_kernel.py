@@ -105,9 +105,7 @@ def block_rows(count: int) -> int:
     return ROWS if count < MANY else 2 * ROWS
 
 
-def decode(
-    network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor, z: Tensor, bound: float = math.inf
-) -> Tensor:
+def decode(network: nn.Sequential, clock: Tensor, divisor: Tensor, seen: Tensor, z: Tensor, bound: float) -> Tensor:
     """The steps from z (N, a) to the pre-tanh action (N, a), of the accuracy that `mlp_blocks.precision` names.
 
     Args:

@@ -101,7 +101,7 @@ class Fpo(Policy):
         return {**super().description(), "flow_steps": self.flow.steps}
 
     def _errors(self, observation: Tensor, action: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """The same of each pair and axis, (N, pairs, a), of actions (N, 1 or pairs, a)."""
+        """As `error`, but of each pair and axis, (N, pairs, a), and for actions (N, 1 or pairs, a)."""
         x = time * noise + (1 - time) * action
         seen = observation.unsqueeze(1).expand(-1, self.pairs, -1)
         guess = x + (1 - time) * self.flow.velocity(seen, x, time)

@@ -38,7 +38,7 @@ def slow_error(made: Fpo, given: dict[str, torch.Tensor], sample: int, of_noise:
     total = 0.0
     for pair in range(PAIRS):
         t = float(given["time"][sample, pair])
-        # Python's -1 is the last sample.
+        # The noise of the sample before, and for the first of the last, which is what -1 means to Python.
         other = given["noise"][sample - 1, pair] if of_noise else given["action"][sample]
         noise, action = given["noise"][sample, pair].tolist(), other.tolist()
         x = [t * n + (1 - t) * a for n, a in zip(noise, action, strict=True)]
