@@ -11,10 +11,6 @@ import gc
 
 gc.disable()  # what is imported stays: a fifth of the time would go into looking through it for garbage
 
-from envs.loading import load_side_by_side
-
-load_side_by_side()
-
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial
