@@ -11,6 +11,10 @@ import gc
 
 gc.disable()  # what is imported stays: a fifth of the time would go into looking through it for garbage
 
+from gorl_robotics.bytecode import keep_bytecode
+
+keep_bytecode()
+
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial
