@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 
 
-@numba.njit(cache=True)
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compiled once for all runs or, where neither this folder nor the home may be written, in each run anew."""
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:  # no place for a cache
+        return numba.njit(function)
+
+
+@_compiled
 def fill(  # type: ignore[no-untyped-def] # pragma: no cover  (compiled)
     reward, value, next_value, terminated, truncated, out, discount, gae_lambda
 ):

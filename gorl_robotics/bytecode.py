@@ -22,8 +22,11 @@ def keep_bytecode() -> None:
     if may_write or Path(cache_from_source(torch.origin)).exists():
         return
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        cache = (given if given.is_absolute() else Path.home() / ".cache") / "gorl_robotics" / "bytecode"
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no place that may be written, or a user without a home
         return
-    sys.pycache_prefix = str(cache / "gorl_robotics" / "bytecode")
-    sys.dont_write_bytecode = False
+    if os.access(cache, os.W_OK):  # or what is kept elsewhere would not be read any more, for nothing
+        sys.pycache_prefix = str(cache)
+        sys.dont_write_bytecode = False

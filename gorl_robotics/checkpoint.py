@@ -16,6 +16,7 @@ from gorl_robotics.files import atomic
 FORMAT = "gorl-robotics checkpoint"
 FORMAT_VERSION = 1
 LATEST = "latest.pt"
+FOLDER = "checkpoints"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -40,6 +41,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         if not zipfile.is_zipfile(path):  # what torch wrote before its files were archives would warn besides
             raise zipfile.BadZipFile
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch reads past a wrong check sum
+                raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the reader fail in any way there is
         raise InputError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
@@ -62,7 +66,19 @@ def find(run: Path) -> Path:
         siblings = sorted(str(p) for p in run.parent.glob("*") if p.is_dir()) if run.parent.is_dir() else []
         hint = f"; there are: {', '.join(siblings[-3:])}" if siblings else ""
         raise InputError(f"run folder {str(run)!r} does not exist{hint}")
-    path = run / "checkpoints" / LATEST
+    path = run / FOLDER / LATEST
     if not path.is_file():
         raise InputError(f"{str(run)!r} holds no checkpoint ({path.relative_to(run)}); expected a run folder")
     return path
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that the checkpoint at `path` is in: what is written there may replace what is there.
+
+    Raises:
+        InputError: it is in none, a copy perhaps; around it may be anything.
+    """
+    folder = path.resolve().parent
+    if folder.name != FOLDER:
+        raise InputError(f"{path} is in no run folder; expected RUN/{FOLDER}/{path.name}")
+    return folder.parent

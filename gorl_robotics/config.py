@@ -92,7 +92,7 @@ class Refit:
     batch: int = setting(8192, "samples in a gradient step, of all processes together", low=1)
     draws: int = setting(8, "noise and time draws for each sample", low=1)
     learning_rate: float = setting(1e-3, "at the start; it falls to zero along a cosine", low=0)
-    validation: float = setting(0.1, "share of worlds, with all their episodes, kept for validation", low=0, high=0.5)
+    validation: float = setting(0.1, "share of worlds, and at least one, kept for validation", low=0, high=0.5)
 
 
 @dataclass

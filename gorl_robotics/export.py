@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gorl_robotics import __version__, checkpoint, config, methods, player, run_folder
-from gorl_robotics.errors import run_main
+from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.onnx_graph import TOLERANCE, Graph, check, difference, write
 from gorl_robotics.policy import Policy
 
@@ -142,7 +142,13 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """Yields a new folder beside `folder` that takes its place on success and vanishes on an error."""
+    """Yields a new folder beside `folder` that takes its place on success and vanishes on an error.
+
+    Raises:
+        InputError: what stands there is no export.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "policy.json").exists():
+        raise InputError(f"{folder} is there already and no export (it has no policy.json); move it away")
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
     temporary.mkdir(parents=True)
     try:
@@ -161,6 +167,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
 def export_checkpoint(run: Path) -> Path:
     """Exports a run folder's newest checkpoint, or the one that `run` names, into that run; returns the folder.
 
+    That is `export` of the newest one, `export-stage-1` of `stage-1.pt`: an earlier policy replaces no later one.
     The initial states are those of the checkpoint's last evaluation, and new ones where it is from before the first.
 
     Raises:
@@ -186,7 +193,8 @@ def export_checkpoint(run: Path) -> Path:
     else:
         starts, returns = _evaluated(saved, len(settings.stages.fractions))
     module = TaskModule(task, model, layout)
-    folder = path.resolve().parent.parent / "export"
+    of = "" if path.name == checkpoint.LATEST else f"-{path.stem}"
+    folder = checkpoint.run_of(path) / f"export{of}"
     export(
         folder,
         policy,

@@ -121,12 +121,16 @@ class Progress:
         if fault and not self._faulty:
             self._faulty = True  # once is enough: it may come with every iteration
             self._display.note(f"{fault}; training goes on")
-        row = dict(zip(names, _over_processes(values.now(), len(names)), strict=True))
+        own = values.now()
+        own = torch.cat([own, own.new_tensor([env.lost])])
+        *means, lost = _over_processes(own, len(names) + 1)
+        row = dict(zip(names, means, strict=True))
         _check_losses(row, counts["steps"])
         if not distributed.is_main():
             return
         speed, self._reported_at = samples / (values.arrived - self._reported_at), values.arrived
-        self._write({**row, "worlds/lost": env.lost, "time/steps_per_second": speed}, counts, values.arrived)
+        row |= {"worlds/lost": round(lost * distributed.size()), "time/steps_per_second": speed}
+        self._write(row, counts, values.arrived)
         mean = row["return/monitor_mean"]
         self._display.update(
             stage=counts["stage"],

@@ -45,10 +45,13 @@ def write_config(folder: Path, config: Config) -> None:
 def continued(path: Path, config: Config, stage: int) -> Path:
     """The folder in which a run goes on from the checkpoint at `path`.
 
-    From the newest checkpoint it is the run's own. From an older one it is a new folder with a copy of what the old
-    one held up to then, so that nothing recorded since is lost.
+    From the newest checkpoint it is the run's own. From an older one it is a new folder, with a copy of what goes on in
+    it: the metrics and what the stage has recorded. So nothing recorded since is lost.
+
+    Raises:
+        InputError: the checkpoint is in no run folder.
     """
-    own = path.resolve().parent.parent
+    own = checkpoint.run_of(path)
     if path.name == checkpoint.LATEST:
         return own
     folder = create(config)
@@ -85,7 +88,7 @@ def reopen(given: Mapping[str, Any], setting: str) -> tuple[Path, dict[str, Any]
 
 def discard(folder: Path) -> None:
     """Removes the folder of a run that could not start; one that holds a checkpoint stays."""
-    if not (folder / "checkpoints").exists():
+    if not (folder / checkpoint.FOLDER).exists():
         shutil.rmtree(folder, ignore_errors=True)
 
 

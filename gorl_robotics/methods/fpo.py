@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gorl_robotics.config import Config, Ppo
 from gorl_robotics.decoder import VelocityField
+from gorl_robotics.errors import InputError
 from gorl_robotics.losses import clipped_surrogate
 from gorl_robotics.networks import Normaliser
 from gorl_robotics.policy import Policy, PolicyLoss, Sample
@@ -50,8 +51,10 @@ class Fpo(Policy):
 
     @classmethod
     def from_config(cls, config: Config, observation_size: int, action_size: int) -> Self:
-        """See `Policy`."""
+        """See `Policy`; InputError with a single step, at t = 1, where no error depends on the network."""
         networks = config.networks
+        if networks.flow_steps < 2:
+            raise InputError(f"networks.flow_steps={networks.flow_steps}: expected 2 or more with method=fpo")
         return cls(observation_size, action_size, networks.policy, networks.flow_steps, config.fpo.pairs)
 
     @property

@@ -53,6 +53,11 @@ def test_where_it_may_be_written_it_is_left_to_python(site: Path) -> None:
     assert not (site.parent / "cache").exists()
 
 
+def test_without_a_place_to_write_nothing_changes(site: Path) -> None:
+    (site.parent / "cache").touch()  # a file, in which there can be no folder
+    assert start(site, PYTHONDONTWRITEBYTECODE="1")[1] == "None"
+
+
 def test_a_place_that_the_user_has_named_stays(site: Path) -> None:
     named = str(site.parent / "named")
     assert start(site, PYTHONPYCACHEPREFIX=named, PYTHONDONTWRITEBYTECODE="1")[1] == named

@@ -68,6 +68,15 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         assert "not a readable checkpoint" in refused(path)
 
 
+def test_wrong_numbers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latest.pt"
+    checkpoint.save(path, {"weights": torch.randn(10_000)})
+    content = bytearray(path.read_bytes())
+    content[20_000] ^= 1  # within the weights, which would load
+    path.write_bytes(content)
+    assert "damaged" in refused(path)
+
+
 def test_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
     path, draw = tmp_path / "a.pt", random.Random(0)
     checkpoint.save(path, {"x": torch.randn(50), "y": {"z": [1, 2.5, "t"]}})

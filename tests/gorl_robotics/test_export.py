@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +127,11 @@ def test_an_export_that_differs_from_torch_is_not_written(
 
     folder = tmp_path / "export"
     folder.mkdir()
-    (folder / "old").touch()
+    (folder / "policy.json").touch()
     monkeypatch.setattr(onnx_graph.onnx, "save", save_damaged)
     with pytest.raises(ExportError, match=r"policy\.onnx: 'actions'.*differs"):
         export_to(folder, env, policy)
-    assert [path.name for path in tmp_path.rglob("*")] == ["export", "old"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["export", "policy.json"]
 
 
 def test_a_task_that_cannot_be_traced_is_told_with_its_line(tmp_path: Path) -> None:
@@ -149,11 +150,20 @@ def test_a_task_that_cannot_be_traced_is_told_with_its_line(tmp_path: Path) -> N
 def test_an_old_export_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "export"
     folder.mkdir()
-    (folder / "stale").touch()
+    for name in ("policy.json", "stale"):
+        (folder / name).touch()
     with export._replaced(folder) as temporary:
         (temporary / "new").touch()
         assert (folder / "stale").exists()
     assert [path.name for path in tmp_path.rglob("*")] == ["export", "new"]
+
+
+def test_what_is_no_export_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "photos.txt").touch()
+    with pytest.raises(InputError, match="no export"), export._replaced(tmp_path / "export"):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["export", "photos.txt"]
 
 
 def saved_run(folder: Path, *, final: bool) -> Path:
@@ -189,6 +199,23 @@ def test_a_run_folder_is_exported_with_the_returns_of_its_final_policy(tmp_path:
     assert said["provenance"]["returns"] == ({"deterministic_mean": 12.5} if final else None)
     assert (said["task"], said["provenance"]["total_steps"]) == ("CartpoleBalance", 500)
     assert ("return" in np.load(folder / "initial_states.npz")) == final
+
+
+def test_an_earlier_checkpoints_export_leaves_the_last_ones(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", final=True)
+    earlier = run / "checkpoints" / "stage-1.pt"
+    shutil.copy(run / "checkpoints" / checkpoint.LATEST, earlier)
+    assert export.export_checkpoint(earlier) == run / "export-stage-1"
+    assert not (run / "export").exists()
+
+
+def test_a_copy_outside_a_run_folder_is_not_exported_beside_whatever_is_there(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", final=True)
+    (tmp_path / "backups").mkdir()
+    shutil.copy(run / "checkpoints" / checkpoint.LATEST, tmp_path / "backups")
+    with pytest.raises(InputError, match="in no run folder"):
+        export.export_checkpoint(tmp_path / "backups" / checkpoint.LATEST)
+    assert not (tmp_path / "export").exists()
 
 
 def test_no_run_no_export(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_environment import small_config
 
+from gorl_robotics.errors import InputError
 from gorl_robotics.methods.fpo import BOUND, Fpo
 
 SAMPLES, PAIRS, AXES = 3, 4, 2
@@ -48,6 +49,11 @@ def slow_error(made: Fpo, given: dict[str, torch.Tensor], sample: int, of_noise:
             clean = at - t * speed  # the action that point and velocity imply, and the noise from there
             total += (n - (clean + speed)) ** 2 / AXES / PAIRS
     return total
+
+
+def test_a_single_step_whose_error_no_network_changes_is_refused() -> None:
+    with pytest.raises(InputError, match=r"networks.flow_steps=1: expected 2 or more"):
+        Fpo.from_config(small_config(networks__flow_steps=1), 4, AXES)
 
 
 def test_error_equals_a_loop() -> None:

@@ -10,6 +10,7 @@ from fake_environment import small_config
 
 from gorl_robotics import __version__, checkpoint, run_folder
 from gorl_robotics.config import Config, from_yaml
+from gorl_robotics.errors import InputError
 
 
 def config(folder: Path) -> Config:
@@ -69,6 +70,17 @@ def test_from_an_older_checkpoint_it_goes_on_in_a_new_one(tmp_path: Path) -> Non
     copied = contents(again)
     assert set(copied) == {"config.yaml", "metrics.csv", "rollouts/stage-2-rank-0.h5"}
     assert all(copied[name] == before[name] for name in ("metrics.csv", "rollouts/stage-2-rank-0.h5"))
+
+
+def test_a_copy_elsewhere_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "thesis.txt").touch()
+    for name in (checkpoint.LATEST, "stage-1.pt"):
+        checkpoint.save(tmp_path / "backups" / name, {})
+        with pytest.raises(InputError, match="in no run folder; expected RUN/checkpoints"):
+            run_folder.continued(tmp_path / "backups" / name, config(tmp_path), 1)
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "thesis.txt").exists()
 
 
 def test_every_processs_recording_is_copied(tmp_path: Path) -> None:
