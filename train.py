@@ -252,7 +252,7 @@ def main() -> None:
         if given.get("test"):
             if distributed.is_main():
                 _test(given)
-        elif given.get("resume"):
+        elif "resume" in given:
             _resume(given)
         else:
             _start(given)
@@ -277,7 +277,8 @@ def _resume(given: dict[str, Any]) -> None:
     if saved["stage"] > last:
         if saved["steps"] + samples > config.total_steps:
             raise InputError(
-                f"resume={given['resume']}: the run is complete at {saved['steps']:,} steps; raise total_steps"
+                f"resume={given['resume']}: the run is complete at {saved['steps']:,} steps; raise total_steps, "
+                f"to at least {saved['steps'] + samples}"
             )
         saved["stage"] = last  # which becomes longer
     _train(config, distributed.from_main(lambda: run_folder.continued(path, config, saved["stage"])), saved)

@@ -31,7 +31,9 @@ import tasks
 from benchmarks.arguments import apart, checked, whole
 from benchmarks.matrix import Cell, Matrix
 from benchmarks.provenance import RESULTS
+from gorl_robotics.config import parse_arguments
 from gorl_robotics.errors import InputError, run_main
+from gorl_robotics.methods import configure
 from gorl_robotics.signals import on_stop
 
 OWN = ("task", "method", "seed", "total_steps", "runs", "resume", "checkpoint", "test")
@@ -44,23 +46,30 @@ def main() -> None:
     given = checked(settings, OWN)
     if arguments.per_gpu < 1:
         raise InputError(f"--per-gpu {arguments.per_gpu}: expected at least 1")
-    for task in arguments.tasks:
-        tasks.make(task)
+    gpus = _gpus(arguments.gpus)
     cells = [
         Cell(task, method, seed, arguments.steps, given)
         for seed in dict.fromkeys(arguments.seeds)
         for task in dict.fromkeys(arguments.tasks)
         for method in dict.fromkeys(arguments.methods)
     ]
+    for cell in cells[: len(cells) // len(set(arguments.seeds))]:
+        _check(cell, gpus == [None])
     matrix = Matrix(arguments.out, arguments.runs, arguments.commit)
     with on_stop(matrix.stop):
-        matrix.run(cells, _gpus(arguments.gpus), arguments.per_gpu)
+        matrix.run(cells, gpus, arguments.per_gpu)
     if matrix.stopped:
         print("stopped; the same command goes on")
         sys.exit(130)
     if matrix.failures:
         print(f"{matrix.failures} of {len(cells)} runs failed")
         sys.exit(1)
+
+
+def _check(cell: Cell, on_cpu: bool) -> None:
+    """InputError before any run begins, of an unknown task or method, or a setting that cannot be."""
+    task = tasks.make(cell.task)
+    configure(parse_arguments(cell.arguments), task.compile().nu, on_cpu, task.overrides)
 
 
 def _parser() -> argparse.ArgumentParser:

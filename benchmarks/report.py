@@ -19,7 +19,10 @@ from gorl_robotics.files import atomic
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a mistyped option would name a file to be written
     )
     parser.add_argument("folders", type=Path, nargs="*", metavar="RESULTS_FOLDER")
     parser.add_argument("--figure", default="docs/learning.png", help="learning curves; '' draws none; %(default)s")

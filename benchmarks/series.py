@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,6 @@ import numpy as np
 import yaml
 
 from benchmarks.arguments import as_arguments
-from benchmarks.provenance import read
 from gorl_robotics.errors import InputError
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -66,7 +66,7 @@ def load(folders: Sequence[Path]) -> tuple[list[Series], list[dict[str, Any]]]:
     Files of other kinds are left alone.
 
     Raises:
-        InputError: a folder does not exist.
+        InputError: a folder does not exist, or a file in it is damaged.
     """
     found: dict[tuple[str, str, str], Series] = {}
     throughput = []
@@ -74,7 +74,12 @@ def load(folders: Sequence[Path]) -> tuple[list[Series], list[dict[str, Any]]]:
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder}; expected one with result files")
         for path in sorted(folder.glob("*.json")):
-            content = read(path) or {}
+            try:
+                content = json.loads(path.read_text())
+            except ValueError as error:
+                raise InputError(f"{path} is no readable result file: it is damaged") from error
+            if not isinstance(content, dict):
+                continue
             if "measurements" in content:
                 throughput.append(content)
             elif "final" in content or "failure" in content:

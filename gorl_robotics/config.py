@@ -200,7 +200,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         if not separator:
             raise InputError(f"{argument!r} is not a setting; expected NAME=VALUE such as num_envs=4096, or --help")
         given[name.strip()] = typed(Config, name.strip(), text.strip())
-    if given.get("config"):
+    if given.get("config") == "":
+        raise InputError("config=FILE is missing; expected a YAML file of settings")
+    if "config" in given:
         return {**_from_file(Path(given["config"])), **given}
     return given
 

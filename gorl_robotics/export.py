@@ -84,7 +84,7 @@ def export(
         (temporary / "policy.json").write_text(metadata + "\n")
         observation, action = _write_policies(temporary, policy, description["action"], observations, metadata)
         np.savez(temporary / "golden.npz", observation=observation, action=action)
-        check(temporary / "task.onnx", task, write(temporary / "task.onnx", task))
+        check(temporary / "task.onnx", task, write(temporary / "task.onnx", task, metadata))
         player.load(temporary)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def load(folder: Path) -> Exported:
     columns = exported.starts["qpos"].shape[1]
     if columns != exported.model.nq:
         raise InputError(f"{str(folder)!r}: initial_states.npz has {columns} positions, model.xml {exported.model.nq}")
+    _check_task(folder, exported)
     return exported
 
 
@@ -168,6 +170,17 @@ class Player:
         mujoco.mj_forward(self.model, data)
         data.qacc_warmstart.fill(0.0)  # training starts an episode without one
         return data
+
+
+def _check_task(folder: Path, exported: Exported) -> None:
+    """InputError if task.onnx is that of another export, as far as it says, or reads what this model has not."""
+    own, data = exported.task.properties.get("gorl"), mujoco.MjData(exported.model)
+    fits = own is None or json.loads(own) == exported.metadata  # exports from before do not say
+    for name, shape in exported.task.inputs.items():
+        field = getattr(data, name, None)
+        fits &= not isinstance(field, np.ndarray) or field.size == math.prod(shape)
+    if not fits:
+        raise InputError(f"{str(folder)!r}: task.onnx is not the one of this export; export the run again")
 
 
 def _portable(dtype: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 from zlib import crc32
 
 from envs.task import Task
@@ -17,6 +19,7 @@ from envs.user_code import deepest, defined_at, shown, summary
 from gorl_robotics.errors import InputError, unknown
 
 GROUP = "gorl_robotics.tasks"
+T = TypeVar("T")
 
 
 def is_file(name: str) -> bool:
@@ -110,6 +113,8 @@ def _existing(path: Path) -> Path:
 @cache
 def _imported(file: Path) -> ModuleType:
     """The module, imported once: two imports would make two classes of the same name."""
+    if file.parent == Path(__file__).resolve().parent:  # one of the tasks that are there already
+        return _run(file, lambda: importlib.import_module(f"tasks.{file.stem}"))
     name = f"tasks_of_a_user.{file.stem}_{crc32(str(file).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
@@ -118,12 +123,21 @@ def _imported(file: Path) -> ModuleType:
     sys.modules[name] = module  # where dataclasses and pickle look for it
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))  # behind everything else: its neighbours can be imported and shadow nothing
+    loader = spec.loader
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        _run(file, lambda: loader.exec_module(module))
+    except InputError:
         del sys.modules[name]
-        raise InputError(f"{_place(error, [file])}{summary(error)}") from error
+        raise
     return module
+
+
+def _run(file: Path, imported: Callable[[], T]) -> T:
+    """What `imported` returns; its errors in one line with their place in the file."""
+    try:
+        return imported()
+    except Exception as error:
+        raise InputError(f"{_place(error, [file])}{summary(error)}") from error
 
 
 def _classes(module: ModuleType) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import keyword
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def main(name: str, model: str) -> None:
     path = Path.cwd() / f"{stem}.py"
     if path.exists():
         raise InputError(f"{path.name} exists already; nothing was written")
+    if (hidden := find_spec(stem)) is not None and hidden.origin is not None:
+        raise InputError(f"{path.name} would hide the Python module {stem!r}; choose another name, such as my_{stem}")
     kind = "".join(word[:1].upper() + word[1:] for word in stem.split("_"))
     asset = _asset(model)
     robot = _robot(asset)

@@ -81,6 +81,8 @@ def line_of(ended: Ended) -> str:
         ([*settings(), "--fast"], ["'--fast' is not a setting", "--help"]),
         (["config=missing.yaml"], ["config=missing.yaml", "No such file"]),
         (["config=."], ["config=.", "Is a directory"]),
+        (["config="], ["config=FILE is missing"]),
+        (["resume="], ["resume=RUN is missing"]),
         (["test=true"], ["checkpoint=RUN is missing"]),
     ],
 )
@@ -223,9 +225,12 @@ def test_lost_metrics(stopped: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_out_of_its_run_folder_is_not_gone_on_from(stopped: Path, tmp_path: Path) -> None:
-    """It would go on in a new folder, which is not left behind."""
-    path = shutil.copy(stopped / "checkpoints" / "latest.pt", tmp_path / "mine.pt")
-    assert "metrics.csv is missing" in refused([f"resume={path}"], tmp_path)
+    """What is around it is not a run's: nothing there is written or removed."""
+    (tmp_path / "mine").mkdir()
+    path = shutil.copy(stopped / "checkpoints" / "latest.pt", tmp_path / "mine")
+    before = {each for each in tmp_path.rglob("*")}
+    assert "is in no run folder; expected RUN/checkpoints/latest.pt" in refused([f"resume={path}"], tmp_path)
+    assert before <= {each for each in tmp_path.rglob("*")}
 
 
 @pytest.mark.parametrize("program", [export, playback])

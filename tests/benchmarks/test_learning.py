@@ -300,6 +300,7 @@ def test_settings_stand_anywhere_on_the_command_line() -> None:
     ("wrong", "line"),
     [
         (["--tasks", "HoperStand"], "did you mean 'HopperStand'"),
+        (["--tasks", "HopperStand", "--methods", "gausian"], "did you mean 'gaussian'"),
         (["--tasks", "HopperStand", "seed=3"], "the benchmark decides that itself"),
         (["--tasks", "HopperStand", "ppo.clipp=3"], "did you mean 'ppo.clip'"),
         (["--tasks", "HopperStand", "--gpus", "99"], "--gpus 99"),

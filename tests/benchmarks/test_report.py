@@ -247,6 +247,13 @@ def test_published_figures_are_of_tasks_that_there_are() -> None:
         assert set(entry.finals["gaussian"]) == suite
 
 
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run-s1.json").write_text("{")
+    ended = here(["."], tmp_path, report.main)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "run-s1.json is no readable result file" in ended.err
+
+
 @pytest.mark.parametrize(("folder", "line"), [("nowhere", "there is no folder nowhere"), (".", "no result files in .")])
 def test_nothing_to_report_is_one_line(tmp_path: Path, folder: str, line: str) -> None:
     ended = here([folder], tmp_path, report.main)

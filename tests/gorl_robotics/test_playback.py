@@ -23,6 +23,7 @@ from gorl_robotics.errors import InputError
 from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.player import Exported, Player, load
 
+HOPPER = Path(__file__).parents[2] / "examples" / "hopper_stand"  # from before task.onnx said whose it is
 EPISODES = 40
 
 
@@ -243,6 +244,7 @@ def edit_json(folder: Path, **values: object) -> None:
         (lambda f: (f / "initial_states.npz").write_bytes(b"PK"), "holds no initial states"),
         (lambda f: (f / "model.xml").write_text("<mujoco><oops/></mujoco>"), "does not compile"),
         (lambda f: (f / "model.xml").write_text("<mujoco/>"), "1 positions, model.xml 0"),
+        (lambda f: shutil.copy(HOPPER / "task.onnx", f), "task.onnx is not the one of this export"),
     ],
 )
 def test_what_cannot_be_played_is_told_in_one_line(

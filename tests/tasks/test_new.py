@@ -213,6 +213,7 @@ def test_what_new_refuses(tmp_path: Path) -> None:
         (("2fast", "--model", "robot.xml"), "'2fast' cannot be a Python file's name"),
         (("a/b", "--model", "robot.xml"), "'a/b' cannot be a Python file's name"),
         (("class", "--model", "robot.xml"), "'class' cannot be a Python file's name"),
+        (("torch", "--model", "robot.xml"), "torch.py would hide the Python module 'torch'"),
         (("one", "--model", "robt.xml"), "unknown model file 'robt.xml'; did you mean 'robot.xml'?"),
         (("one", "--model", "suite:hoper"), "unknown suite model 'hoper'; did you mean 'hopper'?"),
         (("one", "--model", "still.xml"), "file:still.xml: the model has no actuators"),

@@ -45,6 +45,12 @@ def test_a_class_in_a_file_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tasks.make(f"{tmp_path}/{name}").compile().nu == 2
 
 
+def test_a_task_that_is_there_already_may_be_named_by_its_file() -> None:
+    file = Path(tasks.__path__[0]) / "hopper.py"
+    assert type(tasks.make(f"{file}:HopperStand")) is type(tasks.make("HopperStand"))
+    assert refused(f"{file}:HoperStand").endswith("did you mean 'HopperStand'?")
+
+
 def test_a_name_means_the_same_from_any_folder(tmp_path: Path) -> None:
     name = write(tmp_path)
     assert tasks.absolute(name) == f"{tmp_path.resolve()}/my_robot.py:MyRobot"
