@@ -305,8 +305,7 @@ def _test(given: dict[str, Any]) -> None:
     device, task = prepare_device(choose_device(config.device), config.networks.tf32), tasks.make(config.task)
     env = VectorEnv(task, 2 * config.evaluation_worlds, device=device, threads=config.threads, noise=False)
     policy = methods.make(config, env.observation_size, env.action_size).to(device)
-    policy.load_state_dict(saved["policy"])
-    policy.generative = saved["generative"]
+    policy.restore(saved)
     with blaming(task):
         summary = Evaluator(env, policy, EVALUATION_SEED)().summary()
     print(f"{config.task_name}, {saved['steps']:,} steps, {path}, {config.evaluation_worlds} episodes each:")

@@ -57,8 +57,7 @@ def load(run: Path) -> Trained:
     task = tasks.make(config.task)
     model = task.compile()
     policy = methods.make(config, dry_run(task, model).observation_size, model.nu)
-    policy.load_state_dict(saved["policy"])
-    policy.generative = saved["generative"]
+    policy.restore(saved)
     refits = len(config.stages.fractions) - 1
     stage = min(saved["stage"], refits) if policy.refits else saved["stage"]
     files = sorted((path.resolve().parent.parent / "rollouts").glob(f"stage-{stage}-rank-*.h5"))

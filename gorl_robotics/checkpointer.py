@@ -80,8 +80,7 @@ class Checkpointer:
 
         On another number of processes the worlds begin anew and what was recorded is shared out.
         """
-        self._policy.load_state_dict(saved["policy"])
-        self._policy.generative = saved["generative"]
+        self._policy.restore(saved)
         self._learner.load_state_dict(saved["learner"])
         if audition is not None:
             audition.load_state_dict(saved["audition"])

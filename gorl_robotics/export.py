@@ -186,8 +186,7 @@ def export_checkpoint(run: Path) -> Path:
     model = task.compile()
     layout = dry_run(task, model)
     policy = methods.make(settings, layout.observation_size, model.nu)
-    policy.load_state_dict(saved["policy"])
-    policy.generative = saved["generative"]
+    policy.restore(saved)
     if saved["evaluation"] is None:
         starts, returns = VectorEnv(task, 2 * settings.evaluation_worlds, noise=False).initial_states(), None
     else:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gorl_robotics.config import Config, Ppo, Refit
+from gorl_robotics.errors import InputError
 from gorl_robotics.networks import Normaliser
 from gorl_robotics.refit import RefitResult
 
@@ -118,6 +119,22 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
         """The action in (-1, 1), as exported: (N, obs), (N, noise_size) -> (N, a); deterministic without noise."""
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Becomes what a checkpoint holds.
+
+        Raises:
+            InputError: it was trained for other observations or another robot than the task now has.
+        """
+        try:
+            self.load_state_dict(saved["policy"])
+        except RuntimeError as error:
+            had, has = len(saved["policy"]["normaliser.shift"]), len(self.normaliser.shift)
+            raise InputError(
+                f"the task or its robot has changed since this policy was trained: it observed {had} numbers, now there "
+                f"are {has}; undo that, or train anew"
+            ) from error
+        self.generative = saved["generative"]
 
     def end_stage(self, observation: Tensor, action: Tensor, config: Refit, generator: torch.Generator) -> RefitResult:
         """Refits to a stage's last samples, (S, N, obs) and pre-tanh (S, N, a); called only where `refits`."""

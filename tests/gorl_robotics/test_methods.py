@@ -54,6 +54,18 @@ def shaken(name: str) -> Policy:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_is_restored_but_not_for_another_observation(name: str) -> None:
+    made, other = shaken(name), methods.make(small_config(method=name), 5, 2)
+    saved = {"policy": made.state_dict(), "generative": made.generative}
+    same = methods.make(small_config(method=name), 4, 2)
+    same.restore(saved)
+    assert same.generative == made.generative
+    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), made.parameters(), strict=True))
+    with pytest.raises(InputError, match="it observed 4 numbers, now there are 5; undo that, or train anew"):
+        other.restore(saved)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_begins_with_normal_actions(name: str) -> None:
     """Standard normal ones, to which DPPO adds each step's noise."""
     config = small_config(method=name)
