@@ -53,7 +53,11 @@ class Checkpointer:
         """Writes the newest checkpoint and, if named, a copy that stays; the first process does, for all."""
         own = {
             "environment": self._env.state_dict(),
-            "generators": {"learner": self._generator.get_state(), "torch": torch.get_rng_state()},
+            "generators": {
+                "learner": self._generator.get_state(),
+                "torch": torch.get_rng_state(),
+                "candidates": [each.get_state() for each in audition.generators] if audition else [],
+            },
             "recorder": recorder.state_dict() if recorder else None,
             "observations": self._collector.rollout.observation[-1, :_EXAMPLES].clone(),
         }
@@ -96,4 +100,15 @@ class Checkpointer:
         if saved["device"] == self._env.device.type:
             self._env.load_state_dict(own["environment"])
             self._generator.set_state(own["generators"]["learner"])
+            if audition is not None:
+                for generator, state in zip(audition.generators, _of_candidates(saved, own), strict=False):
+                    generator.set_state(state)
         return own["recorder"]
+
+
+def _of_candidates(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[torch.Tensor]:
+    """States of a process's generators, one for each candidate of the audition."""
+    if "candidates" in own["generators"]:
+        return own["generators"]["candidates"]
+    # Formerly only the first process's were saved: the others shuffle anew, or all would shuffle alike.
+    return [each["generator"] for each in saved["audition"]["candidates"]] if own is saved else []
