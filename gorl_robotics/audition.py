@@ -155,9 +155,7 @@ class Audition:
     def elect(self, policy: Policy, learner: Learner) -> str:
         """Gives a policy and its learner what the best candidate has, if that has earned more; says so in one line."""
         self._aside.join()
-        for each in (learner, *self.learners):
-            each.wait()
-        earned = torch.stack([each.earned for each in (learner, *self.learners)]).cpu()
+        earned = earned_by(learner, *self.learners).cpu()
         distributed.average(earned)  # by the hosts: see the third rule there
         before, *others = earned.tolist()
         best = max(others)
@@ -171,7 +169,7 @@ class Audition:
         return f"{verdict}: the first had earned {before:.3f} a step, the other {len(others)} {ranked}"
 
     def state_dict(self) -> dict[str, object]:
-        """What a resumed audition needs and every process has; `generators` are each one's own."""
+        """What a resumed audition needs and every process has; `generators` and what was earned are each one's own."""
         rows = [{"policy": each.policy.state_dict(), "learner": each.state_dict()} for each in self.learners]
         return {"candidates": rows}
 
@@ -180,6 +178,13 @@ class Audition:
         for learner, one in zip(self.learners, saved["candidates"], strict=True):
             learner.policy.load_state_dict(one["policy"])
             learner.load_state_dict(one["learner"])
+
+
+def earned_by(*learners: Learner) -> Tensor:
+    """What each of them has earned in this process's worlds, (learners,)."""
+    for learner in learners:
+        learner.wait()
+    return torch.stack([learner.earned for learner in learners])
 
 
 def _another(generator: torch.Generator) -> torch.Generator:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gorl_robotics import checkpoint, distributed
-from gorl_robotics.audition import Audition
+from gorl_robotics.audition import Audition, earned_by
 from gorl_robotics.config import Config, to_yaml
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress
@@ -58,6 +58,7 @@ class Checkpointer:
                 "torch": torch.get_rng_state(),
                 "candidates": [each.get_state() for each in audition.generators] if audition else [],
             },
+            "earned": earned_by(self._learner, *(audition.learners if audition else [])),
             "recorder": recorder.state_dict() if recorder else None,
             "observations": self._collector.rollout.observation[-1, :_EXAMPLES].clone(),
         }
@@ -93,6 +94,7 @@ class Checkpointer:
         processes = [saved, *saved.get("other_processes", [])]
         rank, size = distributed.rank(), distributed.size()
         own = processes[rank % len(processes)]
+        self._restore_earned(processes, audition)
         # If there is no rollout any more, the next checkpoint's examples are these.
         self._collector.rollout.observation[-1, :_EXAMPLES] = own["observations"]
         if len(processes) != size:
@@ -104,6 +106,16 @@ class Checkpointer:
                 for generator, state in zip(audition.generators, _of_candidates(saved, own), strict=False):
                     generator.set_state(state)
         return own["recorder"]
+
+    def _restore_earned(self, processes: Sequence[Mapping[str, Any]], audition: Audition | None) -> None:
+        """What this process's worlds have earned; where they are others now, the mean of those that there were."""
+        if "earned" not in processes[0]:  # formerly the first process's alone was saved, with the learners
+            return
+        earned = torch.stack([process["earned"] for process in processes])
+        own = earned[distributed.rank()] if len(earned) == distributed.size() else earned.mean(dim=0)
+        learners = [self._learner, *(audition.learners if audition else [])]
+        for learner, value in zip(learners, own, strict=False):  # an audition there is no room for is not gone on with
+            learner.earned.copy_(value)
 
 
 def _of_candidates(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[torch.Tensor]:

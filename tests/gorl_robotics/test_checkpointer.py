@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ class Run:
         self.generator = torch.Generator().manual_seed(seed)
         policy = GorlPolicy.from_config(config, 4, 2)
         self.learner = Learner(policy, 5, config, WORLDS * steps, env.device, self.generator)
+        self.learner.earned.fill_(seed)
         self.audition = Audition(
             lambda: GorlPolicy.from_config(config, 4, 2), policy, 5, config, env.device, self.generator
         )
@@ -72,7 +74,19 @@ def run(tmp_path: Path) -> Run:
 def formerly(saved: dict[str, Any]) -> dict[str, Any]:
     """As versions up to 936ed87 saved it."""
     rows = zip(saved["audition"]["candidates"], saved["generators"].pop("candidates"), strict=True)
+    del saved["earned"]
     return {**saved, "audition": {"candidates": [{**row, "generator": state} for row, state in rows]}}
+
+
+def resumed(saved: dict[str, Any], folder: Path, rank: int, processes: int) -> Run:
+    """Process `rank` of so many, which goes on with it."""
+    other = Run(folder, seed=10 + rank)
+    with (
+        mock.patch("gorl_robotics.distributed.rank", return_value=rank),
+        mock.patch("gorl_robotics.distributed.size", return_value=processes),
+    ):
+        other.restore(saved)
+    return other
 
 
 @pytest.mark.parametrize("former", [False, True], ids=["now", "formerly"])
@@ -97,16 +111,46 @@ def test_an_audition_goes_on_on_another_kind_of_device(run: Run, tmp_path: Path,
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
 
 
-def test_another_process_of_a_former_run_does_not_shuffle_as_the_first(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_of_a_former_run_does_not_shuffle_as_the_first(run: Run, tmp_path: Path) -> None:
     saved = formerly(run.save())
-    saved["other_processes"] = [
-        {name: saved[name] for name in ("environment", "generators", "recorder", "observations")}
-    ]
-    other = Run(tmp_path, seed=8)
-    monkeypatch.setattr("gorl_robotics.distributed.rank", lambda: 1)
-    monkeypatch.setattr("gorl_robotics.distributed.size", lambda: 2)
-    other.restore(saved)
+    own = {name: saved[name] for name in ("environment", "generators", "recorder", "observations")}
+    other = resumed({**saved, "other_processes": [own]}, tmp_path, rank=1, processes=2)
     pairs = zip(other.audition.generators, run.audition.generators, strict=True)
     assert not any(torch.equal(one.get_state(), first.get_state()) for one, first in pairs)
+
+
+@pytest.fixture
+def pair(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Run], dict[str, Any]]:
+    """Two processes' runs, and the checkpoint that the first one writes for both."""
+    second = Run(tmp_path / "second", seed=9)
+    second.folder.mkdir()
+    second.iterate()
+    own = second.save()
+    monkeypatch.setattr("gorl_robotics.distributed.gather_states", lambda state: [state, own])
+    return [run, second], run.save()
+
+
+def earned(run: Run) -> Tensor:
+    return torch.stack([each.earned for each in (run.learner, *run.audition.learners)])
+
+
+def test_each_process_goes_on_with_what_is_its_own(pair: tuple[list[Run], dict[str, Any]], tmp_path: Path) -> None:
+    runs, saved = pair
+    assert not torch.equal(earned(runs[0]), earned(runs[1]))
+    for rank, run in enumerate(runs):
+        other = resumed(saved, tmp_path, rank, processes=2)
+        assert torch.equal(earned(other), earned(run))
+        for found, expected in zip(other.audition.generators, run.audition.generators, strict=True):
+            assert torch.equal(found.get_state(), expected.get_state())
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_on_another_number_of_processes_what_was_earned_is_the_mean(
+    pair: tuple[list[Run], dict[str, Any]], tmp_path: Path, processes: int
+) -> None:
+    runs, saved = pair
+    others = [resumed(saved, tmp_path, rank, processes) for rank in range(processes)]
+    for other in others:
+        torch.testing.assert_close(earned(other), (earned(runs[0]) + earned(runs[1])) / 2)
+    shuffles = [generator.get_state() for run in (*others, *runs) for generator in run.audition.generators]
+    assert len({bytes(state.tolist()) for state in shuffles}) == len(shuffles), "two shuffle alike"
