@@ -91,13 +91,14 @@ class Recorder:
         return tuple(torch.cat([part[name].to(self._device) for part in parts]) for name in _FITTED)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, object]:
-        """What a resumed run needs; everything recorded so far is on disk afterwards."""
+        """What a resumed run needs; everything recorded so far is on disk afterwards or, if that failed, in here."""
         rows = self._rows
         if self._writer is not None:
             self._writer.flush()
             self.failure = self._writer.failure
             rows = 0 if self.failure else self._writer.steps
-        own = {"file": self.path.name, "rows": rows, "memory": list(self._memory)}
+        memory = [*(self._kept or []), *self._memory] if self.failure else list(self._memory)
+        own = {"file": self.path.name, "rows": rows, "memory": memory}
         return {**own, "part": self._part, "earlier": list(self._earlier)}
 
     def close(self) -> None:

@@ -236,6 +236,21 @@ def test_a_disk_that_fills_leaves_the_rest_to_memory(tmp_path: Path, monkeypatch
     assert (saved["rows"], saved["memory"]) == (0, [])
 
 
+def test_what_was_in_memory_before_the_disk_failed_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.recorder._kept = []  # as on a GPU
+    with monkeypatch.context() as patch:
+        FailingWrites(patch, good=1)
+        run.add(8)
+        assert interrupted(run, tmp_path)["memory"] == [], "it is on disk"
+        run.add(9)
+        interrupted(run, tmp_path)  # waits for the writer, which fails
+        run.add(10)
+        saved = interrupted(run, tmp_path)
+    assert_data(Run(tmp_path, resume=saved).recorder.data(), 8, 9, 10)
+    assert_data(run.recorder.data(), 8, 9, 10)
+
+
 def test_a_disk_that_fails_at_the_very_end_leaves_the_last_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
