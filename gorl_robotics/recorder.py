@@ -56,6 +56,7 @@ class Recorder:
         self._writer: RolloutWriter | None = None
         self.failure: str | None = None
         self._rows = 0  # on disk when an interrupted run goes on
+        self._collected = False
         self._steps = stage_end  # the run's count with the last rollout; formerly not saved
         self._provenance, self._enabled = provenance, config.storage.enabled
         if resume is not None:
@@ -70,7 +71,7 @@ class Recorder:
 
     def add(self, steps: int) -> None:
         """Records the rollout that has just been collected; `steps` is the run's count with it."""
-        self._steps = steps
+        self._collected, self._steps = True, steps
         if steps <= self._begin:
             return
         if self._enabled and self._writer is None:
@@ -83,7 +84,10 @@ class Recorder:
             fitted.append({name: getattr(self._rollout, name).clone() for name in _FITTED})
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """Takes no more, and gives what was recorded: observations (S, N, obs) and actions (S, N, a)."""
+        """Takes no more, and gives what was recorded: observations (S, N, obs) and actions (S, N, a).
+
+        S is 0 where nothing was recorded: a run may go on where a stage has no room for a rollout any more.
+        """
         if self._kept and self._writer is not None:
             self._writer.finish()  # a refit need not wait for the disk
         else:
@@ -93,8 +97,8 @@ class Recorder:
         self._memory, self._kept = [], None
         rows = self._rows_in_window()
         if not parts or rows == 0:  # the disk failed under the stage's last rollout, or there was no other
-            parts = [{name: getattr(self._rollout, name).clone() for name in _FITTED}]
-            rows = len(parts[0][_FITTED[0]])
+            rows = len(self._rollout.reward)
+            parts = [{name: getattr(self._rollout, name)[: rows * self._collected].clone() for name in _FITTED}]
         return tuple(torch.cat([part[name].to(self._device) for part in parts])[-rows:] for name in _FITTED)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, object]:

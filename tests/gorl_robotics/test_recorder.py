@@ -317,6 +317,18 @@ def test_a_run_resumed_after_a_failure_keeps_what_memory_had(tmp_path: Path, mon
     assert again.recorder.failure is None
 
 
+def test_a_run_resumed_after_a_failure_at_the_stages_end_has_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        FailingWrites(patch, good=0)
+        run = Run(tmp_path)
+        run.add(10)
+        saved = interrupted(run, tmp_path)
+    observation, action = Run(tmp_path, resume=saved).recorder.data()
+    assert (observation.shape, action.shape) == ((0, WORLDS, 4), (0, WORLDS, 2))
+
+
 def test_closing_twice_or_unopened_is_fine(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.recorder.close()
