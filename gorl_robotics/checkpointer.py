@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from gorl_robotics import checkpoint, distributed
 from gorl_robotics.audition import Audition, earned_by
 from gorl_robotics.config import Config, to_yaml
+from gorl_robotics.files import sync
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress
 from gorl_robotics.recorder import Recorder, shared_out
@@ -34,7 +36,7 @@ class Checkpointer:
     def __init__(
         self, folder: Path, config: Config, collector: Collector, learner: Learner, generator: torch.Generator
     ) -> None:
-        self._folder, self._config = folder / "checkpoints", config
+        self._run, self._folder, self._config = folder, folder / "checkpoints", config
         self._collector, self._learner, self._generator = collector, learner, generator
         self._env, self._policy = collector.env, learner.policy
         self._saved_at = time.monotonic()
@@ -77,6 +79,9 @@ class Checkpointer:
             **own,
             "other_processes": processes[1:],
         }
+        with suppress(FileNotFoundError):  # whoever has removed it loses the curve, not the run
+            sync(self._run / "metrics.csv")  # a resumed run asks for all the rows that there are by now
+        sync(self._run)
         for target in filter(None, (name, checkpoint.LATEST)):
             checkpoint.save(self._folder / target, content)
 

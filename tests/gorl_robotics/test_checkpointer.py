@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -154,3 +155,23 @@ def test_on_another_number_of_processes_what_was_earned_is_the_mean(
         torch.testing.assert_close(earned(other), (earned(runs[0]) + earned(runs[1])) / 2)
     shuffles = [generator.get_state() for run in (*others, *runs) for generator in run.audition.generators]
     assert len({bytes(state.tolist()) for state in shuffles}) == len(shuffles), "two shuffle alike"
+
+
+def test_the_metrics_are_on_disk_before_a_checkpoint_counts_their_rows(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(f"to {b}"), replace(a, b))[1])
+    run.save()
+    renamed = events.index(f"to {tmp_path / 'checkpoints' / checkpoint.LATEST}")
+    assert events.index(str(tmp_path / "metrics.csv")) < events.index(str(tmp_path)) < renamed
+
+
+def test_a_run_without_its_metrics_goes_on(run: Run, tmp_path: Path) -> None:
+    display = Display("", 1000, 1, Console(quiet=True, force_interactive=False))
+    progress = Progress(tmp_path, display)
+    (tmp_path / "metrics.csv").unlink()
+    run.checkpointer.save(progress, None)
+    assert (tmp_path / "checkpoints" / checkpoint.LATEST).is_file()
