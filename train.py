@@ -184,8 +184,11 @@ class Trainer:
     def refit(self, recorder: Recorder) -> None:
         """Slow time scale: the decoder learns what the policy does; the latent policy goes back to N(0, I)."""
         self.display.doing("refitting the decoder")
-        was_generative = self.policy.generative
-        result = self.policy.end_stage(*recorder.data(), self.config.refit, self.generator)
+        was_generative, data = self.policy.generative, recorder.data()
+        if distributed.any_process(len(data[0]) == 0):
+            self.display.note(f"no refit: nothing is recorded of stage {self.progress.stage + 1}")
+            return
+        result = self.policy.end_stage(*data, self.config.refit, self.generator)
         self.display.note(
             f"refit to {result.samples:,} samples: validation loss {result.validation_loss:.4f} "
             f"at update {result.best_update} of {result.updates}"
@@ -281,6 +284,7 @@ def _resume(given: dict[str, Any]) -> None:
                 f"to at least {saved['steps'] + samples}"
             )
         saved["stage"] = last  # which becomes longer
+    check_budget(config, distributed.size(), saved["stage"] + (saved["recorder"] is not None))
     _train(config, distributed.from_main(lambda: run_folder.continued(path, config, saved["stage"])), saved)
 
 

@@ -90,6 +90,7 @@ class Audition:
     Attributes:
         cast: the candidates, and the first policy in the monitor worlds, as they act.
         learners: of each of them.
+        generators: of each of them, in this process.
     """
 
     def __init__(
@@ -107,10 +108,10 @@ class Audition:
         self._worlds = config.num_envs // count
         samples = self._worlds * config.ppo.rollout_steps
         # One for each: a generator must not be drawn from in two streams at once.
-        self._generators = [_another(generator) for _ in policies]
+        self.generators = [_another(generator) for _ in policies]
         self.learners = [
             Learner(policy, critic_observation_size, config, samples, device, own)
-            for policy, own in zip(policies, self._generators, strict=True)
+            for policy, own in zip(policies, self.generators, strict=True)
         ]
         distributed.broadcast(*policies, *(network for learner in self.learners for network in learner.networks))
         self._abreast, self._aside = Abreast(device, count), Beside(device, 1)
@@ -154,9 +155,7 @@ class Audition:
     def elect(self, policy: Policy, learner: Learner) -> str:
         """Gives a policy and its learner what the best candidate has, if that has earned more; says so in one line."""
         self._aside.join()
-        for each in (learner, *self.learners):
-            each.wait()
-        earned = torch.stack([each.earned for each in (learner, *self.learners)]).cpu()
+        earned = earned_by(learner, *self.learners).cpu()
         distributed.average(earned)  # by the hosts: see the third rule there
         before, *others = earned.tolist()
         best = max(others)
@@ -170,25 +169,22 @@ class Audition:
         return f"{verdict}: the first had earned {before:.3f} a step, the other {len(others)} {ranked}"
 
     def state_dict(self) -> dict[str, object]:
-        """Everything that a resumed audition needs."""
-        rows = zip(self.learners, self._generators, strict=True)
-        return {
-            "candidates": [
-                {
-                    "policy": learner.policy.state_dict(),
-                    "learner": learner.state_dict(),
-                    "generator": generator.get_state(),
-                }
-                for learner, generator in rows
-            ],
-        }
+        """What a resumed audition needs and every process has; `generators` and what was earned are each one's own."""
+        rows = [{"policy": each.policy.state_dict(), "learner": each.state_dict()} for each in self.learners]
+        return {"candidates": rows}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restores `state_dict`."""
-        for learner, generator, own in zip(self.learners, self._generators, saved["candidates"], strict=True):
-            learner.policy.load_state_dict(own["policy"])
-            learner.load_state_dict(own["learner"])
-            generator.set_state(own["generator"])
+        for learner, one in zip(self.learners, saved["candidates"], strict=True):
+            learner.policy.load_state_dict(one["policy"])
+            learner.load_state_dict(one["learner"])
+
+
+def earned_by(*learners: Learner) -> Tensor:
+    """What each of them has earned in this process's worlds, (learners,)."""
+    for learner in learners:
+        learner.wait()
+    return torch.stack([learner.earned for learner in learners])
 
 
 def _another(generator: torch.Generator) -> torch.Generator:

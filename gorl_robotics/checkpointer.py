@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gorl_robotics import checkpoint, distributed
-from gorl_robotics.audition import Audition
+from gorl_robotics.audition import Audition, earned_by
 from gorl_robotics.config import Config, to_yaml
+from gorl_robotics.files import sync
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress
 from gorl_robotics.recorder import Recorder, shared_out
@@ -34,7 +36,7 @@ class Checkpointer:
     def __init__(
         self, folder: Path, config: Config, collector: Collector, learner: Learner, generator: torch.Generator
     ) -> None:
-        self._folder, self._config = folder / "checkpoints", config
+        self._run, self._folder, self._config = folder, folder / "checkpoints", config
         self._collector, self._learner, self._generator = collector, learner, generator
         self._env, self._policy = collector.env, learner.policy
         self._saved_at = time.monotonic()
@@ -53,7 +55,12 @@ class Checkpointer:
         """Writes the newest checkpoint and, if named, a copy that stays; the first process does, for all."""
         own = {
             "environment": self._env.state_dict(),
-            "generators": {"learner": self._generator.get_state(), "torch": torch.get_rng_state()},
+            "generators": {
+                "learner": self._generator.get_state(),
+                "torch": torch.get_rng_state(),
+                "candidates": [each.get_state() for each in audition.generators] if audition else [],
+            },
+            "earned": earned_by(self._learner, *(audition.learners if audition else [])),
             "recorder": recorder.state_dict() if recorder else None,
             "observations": self._collector.rollout.observation[-1, :_EXAMPLES].clone(),
         }
@@ -72,6 +79,9 @@ class Checkpointer:
             **own,
             "other_processes": processes[1:],
         }
+        with suppress(FileNotFoundError):  # whoever has removed it loses the curve, not the run
+            sync(self._run / "metrics.csv")  # a resumed run asks for all the rows that there are by now
+        sync(self._run)
         for target in filter(None, (name, checkpoint.LATEST)):
             checkpoint.save(self._folder / target, content)
 
@@ -88,6 +98,7 @@ class Checkpointer:
         processes = [saved, *saved.get("other_processes", [])]
         rank, size = distributed.rank(), distributed.size()
         own = processes[rank % len(processes)]
+        self._restore_earned(processes, audition)
         # If there is no rollout any more, the next checkpoint's examples are these.
         self._collector.rollout.observation[-1, :_EXAMPLES] = own["observations"]
         if len(processes) != size:
@@ -95,4 +106,25 @@ class Checkpointer:
         if saved["device"] == self._env.device.type:
             self._env.load_state_dict(own["environment"])
             self._generator.set_state(own["generators"]["learner"])
+            if audition is not None:
+                for generator, state in zip(audition.generators, _of_candidates(saved, own), strict=False):
+                    generator.set_state(state)
         return own["recorder"]
+
+    def _restore_earned(self, processes: Sequence[Mapping[str, Any]], audition: Audition | None) -> None:
+        """What this process's worlds have earned; where they are others now, the mean of those that there were."""
+        if "earned" not in processes[0]:  # formerly the first process's alone was saved, with the learners
+            return
+        earned = torch.stack([process["earned"] for process in processes])
+        own = earned[distributed.rank()] if len(earned) == distributed.size() else earned.mean(dim=0)
+        learners = [self._learner, *(audition.learners if audition else [])]
+        for learner, value in zip(learners, own, strict=False):  # an audition there is no room for is not gone on with
+            learner.earned.copy_(value)
+
+
+def _of_candidates(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[torch.Tensor]:
+    """States of a process's generators, one for each candidate of the audition."""
+    if "candidates" in own["generators"]:
+        return own["generators"]["candidates"]
+    # Formerly only the first process's were saved: the others shuffle anew, or all would shuffle alike.
+    return [each["generator"] for each in saved["audition"]["candidates"]] if own is saved else []

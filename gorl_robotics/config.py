@@ -284,9 +284,10 @@ def _check(config: Config) -> None:
         )
 
 
-def check_budget(config: Config, processes: int = 1) -> None:
-    """Raises InputError if `total_steps` leaves a stage without a single rollout of all processes."""
-    samples, shortest = processes * config.num_envs * config.ppo.rollout_steps, min(config.stages.fractions)
+def check_budget(config: Config, processes: int = 1, begun: int = 0) -> None:
+    """Raises InputError if `total_steps` leaves a stage behind the `begun` first without a rollout of all processes."""
+    samples = processes * config.num_envs * config.ppo.rollout_steps
+    shortest = min(config.stages.fractions[begun:], default=math.inf)
     of_all = f"{processes} processes x " if processes > 1 else ""
     if shortest * config.total_steps < samples:
         raise InputError(

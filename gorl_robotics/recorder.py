@@ -24,7 +24,8 @@ class Recorder:
     """Records the tail of one stage.
 
     Only the last `refit.samples` samples are written at all: what a ring would hold at the end of the stage, without
-    writing what it would lose. If the disk fails, training goes on and the rest is kept in memory.
+    writing what it would lose. If the disk fails, training goes on and the rest is kept in memory. Where `stage_end` is
+    another one when a run goes on, what was recorded too early stays in the file, and `data` leaves it out.
 
     Args:
         path: of the stage's HDF5 file of this process.
@@ -55,10 +56,13 @@ class Recorder:
         self._writer: RolloutWriter | None = None
         self.failure: str | None = None
         self._rows = 0  # on disk when an interrupted run goes on
+        self._collected = False
+        self._steps = stage_end  # the run's count with the last rollout; formerly not saved
         self._provenance, self._enabled = provenance, config.storage.enabled
         if resume is not None:
             self._memory, self._rows = resume["memory"], resume["rows"]
             self._part, self._earlier = resume.get("part", 1), resume.get("earlier", [])
+            self._steps = resume.get("steps") or stage_end
         # A GPU has the room, and its refit need not wait for the disk; what was resumed is in the file alone.
         keep = fitted and resume is None and self._device.type == "cuda"
         self._kept: list[dict[str, Tensor]] | None = [] if keep else None
@@ -67,6 +71,7 @@ class Recorder:
 
     def add(self, steps: int) -> None:
         """Records the rollout that has just been collected; `steps` is the run's count with it."""
+        self._collected, self._steps = True, steps
         if steps <= self._begin:
             return
         if self._enabled and self._writer is None:
@@ -79,25 +84,32 @@ class Recorder:
             fitted.append({name: getattr(self._rollout, name).clone() for name in _FITTED})
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """Takes no more, and gives all that was recorded: observations (S, N, obs) and actions (S, N, a)."""
+        """Takes no more, and gives what was recorded: observations (S, N, obs) and actions (S, N, a).
+
+        S is 0 where nothing was recorded: a run may go on where a stage has no room for a rollout any more.
+        """
         if self._kept and self._writer is not None:
             self._writer.finish()  # a refit need not wait for the disk
         else:
             self.close()
-        parts = self._from_earlier() + (self._kept or self._from_file()) + self._memory
-        if not parts:  # the disk failed under the stage's last rollout
-            parts = [{name: getattr(self._rollout, name).clone() for name in _FITTED}]
+        # As time went on: what a resumed run has in memory is older than its file.
+        parts = self._from_earlier() + (self._kept or []) + self._memory + ([] if self._kept else self._from_file())
         self._memory, self._kept = [], None
-        return tuple(torch.cat([part[name].to(self._device) for part in parts]) for name in _FITTED)  # type: ignore[return-value]
+        rows = self._rows_in_window()
+        if not parts or rows == 0:  # the disk failed under the stage's last rollout, or there was no other
+            rows = len(self._rollout.reward)
+            parts = [{name: getattr(self._rollout, name)[: rows * self._collected].clone() for name in _FITTED}]
+        return tuple(torch.cat([part[name].to(self._device) for part in parts])[-rows:] for name in _FITTED)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, object]:
-        """What a resumed run needs; everything recorded so far is on disk afterwards."""
+        """What a resumed run needs; everything recorded so far is on disk afterwards or, if that failed, in here."""
         rows = self._rows
         if self._writer is not None:
             self._writer.flush()
             self.failure = self._writer.failure
             rows = 0 if self.failure else self._writer.steps
-        own = {"file": self.path.name, "rows": rows, "memory": list(self._memory)}
+        memory = [*(self._kept or []), *self._memory] if self.failure else list(self._memory)
+        own = {"file": self.path.name, "rows": rows, "memory": memory, "steps": self._steps}
         return {**own, "part": self._part, "earlier": list(self._earlier)}
 
     def close(self) -> None:
@@ -105,6 +117,11 @@ class Recorder:
         if self._writer is not None:
             self._writer.close()
             self.failure = self._writer.failure
+
+    def _rows_in_window(self) -> int:
+        """Rows of the rollouts that came after the window's begin, as many processes as now collecting them."""
+        rollouts = math.ceil((self._steps - self._begin) / (distributed.size() * self._rollout.samples))
+        return max(0, rollouts) * len(self._rollout.reward)
 
     def _open(self) -> None:
         """Opens the file at the first rollout that belongs in it, cut to where an interrupted run had got."""
@@ -209,6 +226,7 @@ def shared_out(recorders: Sequence[Mapping[str, Any] | None], rank: int, process
     share = _share(lengths, rank, processes)
     return {
         "rows": 0,
+        "steps": states[0].get("steps"),
         "part": max(state["part"] for state in states) + any(stop > start for _, start, stop in files),
         "earlier": [
             (name, start + first, start + last)

@@ -194,6 +194,14 @@ def test_a_setting_that_a_run_cannot_change(argument: str, fragments: list[str],
     assert all(fragment in line for fragment in fragments), line
 
 
+def test_more_processes_than_the_steps_are_enough_for(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gorl_robotics.distributed.size", lambda: 8)
+    line = refused([f"resume={stopped}"], tmp_path)
+    assert "expected at least 13654, so that every stage has a rollout of 8 processes x num_envs" in line
+
+
 def test_a_truncated_recording(stopped: Path, tmp_path: Path) -> None:
     """It is told before anything is overwritten: with the recording back in its place the run goes on."""
     path = stopped / "rollouts" / "stage-1-rank-0.h5"

@@ -40,7 +40,7 @@ from running import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from envs.engine import load_engine
-from gorl_robotics import export
+from gorl_robotics import checkpoint, export
 from gorl_robotics.config import Config, config_values
 from gorl_robotics.recording import read_rollouts
 
@@ -283,6 +283,25 @@ def test_a_failing_recorder_costs_nothing_else(run: Path, tmp_path: Path) -> Non
     assert saved(folder)["steps"] == saved(run)["steps"]
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"latest.pt", "stage-2.pt", "stage-3.pt"}
     assert {path.name for path in (folder / "export").iterdir()} >= EXPORTED
+
+
+def test_there_is_no_refit_to_nothing(tmp_path: Path) -> None:
+    """A run whose disk failed, interrupted after the last rollout of a stage."""
+    with signalled(STAGE_ENDS[0], signal.SIGTERM):
+        assert here(settings(), tmp_path).code == 0
+    folder = only_run(tmp_path)
+    failed = saved(folder)
+    failed["recorder"].update(rows=0, memory=[])
+    checkpoint.save(folder / "checkpoints" / checkpoint.LATEST, failed)
+    with signalled(STAGE_ENDS[0] + 1, signal.SIGTERM):
+        ended = here([f"resume={folder}"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert "no refit: nothing is recorded of stage 1" in ended.out
+    assert "refit to " not in ended.out
+    first, last = (saved(folder, name)["policy"] for name in ("stage-1.pt", checkpoint.LATEST))
+    for name, value in failed["policy"].items():
+        assert torch.equal(first[name], value)
+        assert not name.startswith("decoder") or torch.equal(last[name], value)
 
 
 # What a run is used for

@@ -277,6 +277,10 @@ def test_a_stage_has_a_rollout_of_all_processes() -> None:
     check_budget(config, 2)
     with pytest.raises(InputError, match=r"at least 600, .*3 processes x num_envs x ppo.rollout_steps = 120"):
         check_budget(config, 3)
+    check_budget(config, 8, begun=1)
+    with pytest.raises(InputError, match=r"at least 450, .*9 processes x"):
+        check_budget(config, 9, begun=1)
+    check_budget(config, 9, begun=2)
 
 
 def test_a_run_from_before_there_was_a_bonus_for_new_states_goes_on_without_it() -> None:

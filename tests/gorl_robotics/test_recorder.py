@@ -28,12 +28,19 @@ class Run:
     """A stage's recorder, and the rollouts it was given."""
 
     def __init__(
-        self, folder: Path, enabled: bool = True, resume: Any = None, rank: int = 0, device: str = "cpu"
+        self,
+        folder: Path,
+        enabled: bool = True,
+        resume: Any = None,
+        rank: int = 0,
+        device: str = "cpu",
+        kept: int = KEPT,
+        end: int = STAGE_END,
     ) -> None:
         self.path = folder / "rollouts" / f"stage-1-rank-{rank}.h5"
         self.rollout = Rollout.empty(FakeEnvironment(WORLDS, device=device), STEPS)
-        config = small_config(refit__samples=KEPT * SAMPLES, storage__enabled=enabled)
-        self.recorder = Recorder(self.path, self.rollout, STAGE_END, config, {"task": "Fake"}, resume)
+        config = small_config(refit__samples=kept * SAMPLES, storage__enabled=enabled)
+        self.recorder = Recorder(self.path, self.rollout, end, config, {"task": "Fake"}, resume)
 
     def add(self, *numbers: int) -> None:
         """Adds the stage's rollouts of these numbers, counted from 1; each overwrites the one before."""
@@ -185,6 +192,43 @@ def test_what_was_recorded_after_the_checkpoint_is_replaced(tmp_path: Path) -> N
     assert_data(again.recorder.data(), 8, 9, 10)
 
 
+@pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
+@pytest.mark.parametrize("former", [False, True], ids=["now", "formerly"])
+def test_a_stage_that_has_become_longer_gives_its_own_tail_alone(tmp_path: Path, enabled: bool, former: bool) -> None:
+    run = Run(tmp_path, enabled)
+    run.add(8, 9)
+    saved = interrupted(run, tmp_path)
+    run.recorder.close()
+    if former:
+        del saved["steps"]
+    longer = Run(tmp_path, enabled, saved, end=12 * SAMPLES)
+    longer.add(10)  # from here on it is recorded: 9 is a rollout too early, and there are more than three in the end
+    longer.add(11, 12)
+    assert_data(longer.recorder.data(), 10, 11, 12)
+    if enabled:
+        with Recording(run.path) as recording:
+            assert recording.steps == 5 * STEPS, "something recorded is gone"
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
+def test_what_still_belongs_to_a_longer_stages_tail_counts(tmp_path: Path, enabled: bool) -> None:
+    run = Run(tmp_path, enabled)
+    run.add(8, 9, 10)
+    saved = interrupted(run, tmp_path)
+    run.recorder.close()
+    longer = Run(tmp_path, enabled, saved, end=11 * SAMPLES + SAMPLES // 2)
+    assert_data(longer.recorder.data(), 9, 10)  # interrupted again before there was another
+
+
+def test_what_another_number_of_processes_recorded_too_early_does_not_count(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.add(8, 9)
+    states = [interrupted(run, tmp_path)]
+    longer = Run(tmp_path, resume=shared_out(states, 0, 2), end=20 * SAMPLES)
+    longer.add(18, 19, 20)
+    assert_data(longer.recorder.data(), 18, 19, 20)
+
+
 def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -236,6 +280,21 @@ def test_a_disk_that_fills_leaves_the_rest_to_memory(tmp_path: Path, monkeypatch
     assert (saved["rows"], saved["memory"]) == (0, [])
 
 
+def test_what_was_in_memory_before_the_disk_failed_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.recorder._kept = []  # as on a GPU
+    with monkeypatch.context() as patch:
+        FailingWrites(patch, good=1)
+        run.add(8)
+        assert interrupted(run, tmp_path)["memory"] == [], "it is on disk"
+        run.add(9)
+        interrupted(run, tmp_path)  # waits for the writer, which fails
+        run.add(10)
+        saved = interrupted(run, tmp_path)
+    assert_data(Run(tmp_path, resume=saved).recorder.data(), 8, 9, 10)
+    assert_data(run.recorder.data(), 8, 9, 10)
+
+
 def test_a_disk_that_fails_at_the_very_end_leaves_the_last_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,11 +313,20 @@ def test_a_run_resumed_after_a_failure_keeps_what_memory_had(tmp_path: Path, mon
         saved = interrupted(run, tmp_path)
     again = Run(tmp_path, resume=saved)
     again.add(10)  # the disk has room again
-    data = again.recorder.data()
-    assert sorted(data[0].flatten().tolist()) == sorted(
-        torch.cat([filled(n)["observation"] for n in (8, 9, 10)]).flatten().tolist()
-    )
+    assert_data(again.recorder.data(), 8, 9, 10)
     assert again.recorder.failure is None
+
+
+def test_a_run_resumed_after_a_failure_at_the_stages_end_has_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        FailingWrites(patch, good=0)
+        run = Run(tmp_path)
+        run.add(10)
+        saved = interrupted(run, tmp_path)
+    observation, action = Run(tmp_path, resume=saved).recorder.data()
+    assert (observation.shape, action.shape) == ((0, WORLDS, 4), (0, WORLDS, 2))
 
 
 def test_closing_twice_or_unopened_is_fine(tmp_path: Path) -> None:
@@ -296,7 +364,7 @@ def test_recordings_are_shared_out_among_another_number_of_processes(
     expected = torch.cat([filled(n)["observation"] for n in (8, 9, 5, 6)])[:, 0, 0].tolist()
     found, added = [], filled(10)["observation"][:, 0, 0].tolist()
     for rank in range(processes):
-        run = Run(tmp_path, enabled, shared_out(states, rank, processes), rank=rank)
+        run = Run(tmp_path, enabled, shared_out(states, rank, processes), rank=rank, kept=10)
         run.add(10)
         column = first_column(run.recorder.data())
         assert column[-STEPS:] == added
@@ -310,7 +378,9 @@ def test_recordings_are_shared_out_again(tmp_path: Path) -> None:
     """One process records rollout 8, two record 9 and 10, and one goes on with 10."""
 
     def resumed(processes: int) -> list[Run]:
-        return [Run(tmp_path, resume=shared_out(states, rank, processes), rank=rank) for rank in range(processes)]
+        return [
+            Run(tmp_path, resume=shared_out(states, rank, processes), rank=rank, kept=10) for rank in range(processes)
+        ]
 
     run = Run(tmp_path)
     run.add(8)
