@@ -131,8 +131,8 @@ class Policy(nn.Module, ABC):
         except RuntimeError as error:
             had, has = len(saved["policy"]["normaliser.shift"]), len(self.normaliser.shift)
             raise InputError(
-                f"the task or its robot has changed since this policy was trained: it observed {had} numbers, now there "
-                f"are {has}; undo that, or train anew"
+                f"the task or its robot has changed since this policy was trained: it observed {had} numbers, now "
+                f"there are {has}; undo that, or train anew"
             ) from error
         self.generative = saved["generative"]
 
