@@ -54,6 +54,7 @@ def dry_run(task: Task, model: mujoco.MjModel) -> Layout:
     sim.read.clear()
     observation = _terms(task, "observe", _call(task, "observe", sim, state))
     privileged = _terms(task, "privileged", _call(task, "privileged", sim, state))
+    _own_names(task, observation, privileged)
     if not (sim.advance(task.timing.physics_steps) and stable):
         raise fault(
             task,
@@ -161,6 +162,18 @@ def _terms(task: Task, method: str, terms: Any) -> dict[str, int]:
             raise fault(task, method, f"term {name!r} has shape {shape} for {WORLDS} worlds, expected ({WORLDS}, size)")
         _finite(task, method, f"term {name!r}", value)
     return {name: value.shape[1] for name, value in terms.items()}
+
+
+def _own_names(task: Task, observation: Mapping[str, int], privileged: Mapping[str, int]) -> None:
+    """Refuses a privileged term that is called as one of the observation is: beside each other one would be lost."""
+    for name in privileged:
+        if name in observation:
+            raise fault(
+                task,
+                "privileged",
+                f"term {name!r} has the name of a term of observe; expected another name, "
+                f"or no such term: the critic sees the observation anyway",
+            )
 
 
 def _named(task: Task, method: str, values: Any) -> dict[str, Any]:

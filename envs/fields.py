@@ -124,7 +124,7 @@ class Fields:
 
     def tensor(self, values: Sequence[float] | np.ndarray | float) -> Tensor:
         """A constant on the worlds' device, made once: a captured CUDA graph must not copy from the host."""
-        array = np.asarray(values, dtype=np.float64)
+        array = np.array(values, dtype=np.float64)  # a copy, which nobody else changes
         key = (array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = torch.as_tensor(array, dtype=self.dtype, device=self.device)

@@ -20,8 +20,8 @@ class Health:
         simulations: the environment's own, and any that work for it.
 
     Attributes:
-        total_nonfinite: worlds that became non-finite, as far as they have been judged.
-        total_lost: these, and worlds that moved faster than a physics step can follow; see `envs.runaway`.
+        total_nonfinite: times that a world became non-finite, as far as they have been judged.
+        total_lost: these, and times that one moved faster than a physics step can follow; see `envs.runaway`.
     """
 
     def __init__(self, task: Task, num_worlds: int, simulations: Sequence[Simulation]) -> None:
@@ -36,7 +36,9 @@ class Health:
 
     def faults(self) -> Tensor:
         """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
-        faults = torch.cat([self._times.sum(dim=1), *(simulation.faults() for simulation in self._simulations)])
+        worlds = (self._times[:1] > 0).sum(dim=1)  # different ones: one that goes on diverging is still one
+        theirs = (simulation.faults() for simulation in self._simulations)
+        faults = torch.cat([worlds, self._times.sum(dim=1), *theirs])
         self._times.zero_()
         return faults
 
@@ -50,14 +52,14 @@ class Health:
             SimulationError: it happened in more than one world and in more than 1 % of them.
         """
         few, nonfinite, fault = max(1.0, 0.01 * self._num_worlds), int(faults[0]), ""
-        parts = faults[2:].chunk(len(self._simulations))
+        parts = faults[3:].chunk(len(self._simulations))
         for simulation, part in zip(self._simulations, parts, strict=True):
             line = simulation.fault(part)
             fault = f"{self._task.name}: {line}" if line else fault
             if int(part[0]) > few:
                 raise SimulationError(fault)
-        self.total_nonfinite += nonfinite
-        self.total_lost += int(faults[1])
+        self.total_nonfinite += int(faults[1])
+        self.total_lost += int(faults[2])
         if nonfinite > few:
             raise SimulationError(
                 f"{self._task.name}: {nonfinite} of {self._num_worlds} worlds became non-finite in one rollout; "

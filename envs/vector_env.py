@@ -23,7 +23,7 @@ from envs.runaway import fastest
 from envs.simulation import SimulationError
 from envs.starts import Start, Starts
 from envs.step import Step
-from envs.task import Task
+from envs.task import State, Task
 from gorl_robotics.errors import InputError
 
 # Starts drawn ahead where they must settle first, which is too dear to do in every rollout.
@@ -114,7 +114,10 @@ class VectorEnv:
         return self.buffers.observation
 
     def draw_starts(self) -> None:
-        """Draws every start anew, settled where the task asks for it; at the beginning of a stage."""
+        """Draws every start anew, settled where the task asks for it; at construction and before each evaluation.
+
+        Before each rollout too, by `refresh_starts`, unless they must settle: those that training uses are drawn once.
+        """
         self.starts.fill(self._start_draws)
         self._cursor.zero_()
 
@@ -171,9 +174,7 @@ class VectorEnv:
                 torch.cat([observation, concatenate(privileged)], dim=1) if privileged else observation
             )
             torch.where(column, step.critic_observation, critic, out=step.terminal_critic_observation)
-        for name, value in self.state.items():
-            value.copy_(state[name])
-
+        self._remember(state)
         self._begin_next(done)
         return step
 
@@ -246,6 +247,14 @@ class VectorEnv:
         if not self.task.settle_steps:
             return self.num_worlds
         return max(self.num_worlds, min(SETTLED_STARTS, SETTLED_STARTS_PER_WORLD * self.num_worlds))
+
+    def _remember(self, state: State) -> None:
+        """Writes what `Task.update` gave, all of it read before: an entry may be (a view of) another's old value."""
+        own = {value.untyped_storage().data_ptr() for value in self.state.values()}
+        pairs = [(value, state[name]) for name, value in self.state.items() if state[name] is not value]
+        read = [new.clone() if new.untyped_storage().data_ptr() in own else new for _, new in pairs]
+        for (value, _), new in zip(pairs, read, strict=True):
+            value.copy_(new)
 
     def _begin_next(self, done: Tensor) -> None:
         """Starts the next episode of the worlds in `done` (W,); the others go on from what their step led to."""

@@ -97,6 +97,7 @@ class WarpSimulation(Simulation):
             parameters = {name: wp.to_torch(getattr(self._model, name)) for name in randomised}
         super().__init__(model, tensors, num_worlds, physics_steps, parameters)
         self._overflow = wp.to_torch(self._data.overflow)
+        self._former = [wp.to_torch(rates) for rates in (self._data.cvel, self._data.cdof_dot)] if model.neq else []
         # A sensor's columns at the acceleration stage: the whole position and velocity stage would zero them.
         self._late = self._late_columns()
         self._whole_refresh = not self._kinematics_suffice()
@@ -124,6 +125,16 @@ class WarpSimulation(Simulation):
     def forward(self) -> None:
         """Computes everything that derives from the present state."""
         self._run_forward()
+
+    def place(
+        self, mask: Tensor, qpos: Tensor, qvel: Tensor, mocap_pos: Tensor | None, mocap_quat: Tensor | None
+    ) -> None:
+        """See Simulation.place."""
+        super().place(mask, qpos, qvel, mocap_pos, mocap_quat)
+        # Equality constraints read bodies' velocities, and the motion axes' rates, before a step computes them anew:
+        # those of the former life, NaN included, would stay. The true ones would take a pass of kinematics.
+        for rates in self._former:
+            rates.masked_fill_(mask.view(-1, 1, 1), 0.0)
 
     def faults(self) -> Tensor:
         """How many worlds had more contacts or constraint rows than fit, and in how many each capacity was too small.

@@ -100,6 +100,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"privileged": lambda self, sim, state: {"age": state["age"]}},
         "Slider.privileged: term 'age'",
     ),
+    "privileged under a name of the observation": (
+        {"privileged": lambda self, sim, state: {"age": state["age"][:, None], "target": sim.qpos.repeat(1, 2)}},
+        r"Slider.privileged: term 'target' has the name of a term of observe; expected another name",
+    ),
     "reward": (
         {"reward": lambda self, sim, state, action: action},
         r"Slider.reward: .*\(2, 1\).*expected \(2,\)",

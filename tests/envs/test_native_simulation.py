@@ -144,6 +144,17 @@ def test_a_saved_state_restores_the_worlds_and_their_warm_start() -> None:
     assert unequal(snapshot(first, everyone()), snapshot(second, everyone())) == []
 
 
+def test_a_constant_stays_what_it_was_when_the_array_it_came_from_changes() -> None:
+    sim, array = hopper(), np.array([1.0, 2.0])
+    constant = sim.tensor(array)
+    array[:] = 3.0
+    assert constant.tolist() == [1.0, 2.0]
+    assert sim.tensor([1.0, 2.0]).tolist() == [1.0, 2.0]
+    mass = sim.tensor(sim.model.body_mass)
+    sim.model.body_mass[:] += 1.0
+    assert (mass < torch.from_numpy(sim.model.body_mass)).all()
+
+
 def test_names_resolve_and_a_field_must_be_bound() -> None:
     sim = NativeSimulation(mujoco.MjModel.from_xml_string(XML), 2, ("xpos",), 1)
     assert (sim.body("slider"), sim.site("tip"), sim.geom("block"), sim.joint("slide")) == (1, 0, 0, 0)

@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 FIELDS = ("xpos", "xmat", "xipos", "geom_xpos", "site_xpos", "subtree_com", "sensordata")
 # How far a control step of both engines from the same state may differ: m, rad, their rates, N (touch).
 TOLERANCES = dict.fromkeys(FIELDS[:-1], 5e-6) | {"qpos": 2e-6, "qvel": 2e-4, "speed": 1e-5, "touch": 2e-2}
+HELD = [None, mujoco.mjtEq.mjEQ_CONNECT, mujoco.mjtEq.mjEQ_WELD]
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -298,8 +299,18 @@ def test_masked_reset_is_a_fresh_world_and_leaves_the_others_alone(device: torch
     assert not same(ours[mask], others[mask])
 
 
-def test_placed_worlds_are_fresh_worlds_without_a_forward_pass() -> None:
-    used, fresh = warp(4), warp(4)
+def held_hopper(kind: mujoco.mjtEq) -> mujoco.MjModel:
+    """The foot is softly held at the torso: constraints that read velocities, in a robot whose kernels there are."""
+    spec = make("HopperHop").model()
+    between = {"objtype": mujoco.mjtObj.mjOBJ_BODY, "name1": "foot", "name2": "torso"}
+    spec.add_equality(type=kind, solref=[0.5, 1.0], **between)
+    return spec.compile()
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_placed_worlds_are_fresh_worlds_without_a_forward_pass(kind: mujoco.mjtEq | None) -> None:
+    model = None if kind is None else held_hopper(kind)
+    used, fresh = (warp(4, model=model, njmax=60) for _ in range(2))
     controls = actions(fresh, seed=1, steps=10)
     run(used, controls)
     qpos, qvel = starts(fresh, seed=3)
@@ -308,11 +319,14 @@ def test_placed_worlds_are_fresh_worlds_without_a_forward_pass() -> None:
     assert not used.qacc_warmstart.any()
     assert not used.ctrl.any()
     assert torch.equal(run(used, controls), run(fresh, controls))
+    used.check()
 
 
+@pytest.mark.parametrize("kind", HELD)
 @pytest.mark.parametrize("field", ["qpos", "qvel", "qacc_warmstart"])
-def test_placing_cures_a_world_that_is_not_finite(field: str) -> None:
-    ill, well = placed(warp(4)), placed(warp(4))
+def test_placing_cures_a_world_that_is_not_finite(field: str, kind: mujoco.mjtEq | None) -> None:
+    model = None if kind is None else held_hopper(kind)
+    ill, well = (placed(warp(4, model=model, njmax=60)) for _ in range(2))
     controls = actions(well, seed=1, steps=5)
     getattr(ill, field)[2] = float("nan")
     lost, reference = run(ill, controls), run(well, controls)
