@@ -141,17 +141,20 @@ class Trainer:
 
         False if asked to stop.
         """
-        begin = steps_of(self.config, distributed.size())
-        over = self.audition is None and self.progress.steps >= 2 * begin
-        if over or self.progress.stage > 0 or not candidates(self.config, distributed.size()):
+        if self.progress.stage > 0 or not candidates(self.config, distributed.size()):
             return True
-        if not self.learn(begin, self.learner, recorder):
-            return False
+        iterations, room = self.config.stages.audition, self.stage_ends[0] - self.config.refit.samples
+        if self.audition is None:
+            # A run that was resumed otherwise than it began may be too late: they would have fewer iterations than it.
+            if self.progress.iteration > iterations or self._steps_at(2 * iterations) > room:
+                return True
+            if not self.learn(self._steps_at(iterations), self.learner, recorder):
+                return False
         self.display.doing("auditioning")
         self.audition = self.audition or self.new_audition()
         with compiling(self.audition.parts(), self.env.device):
             self.collector.act_with(self.audition.cast)
-        if not self.learn(2 * begin, self.audition, recorder):
+        if not self.learn(min(self._steps_at(2 * iterations), room), self.audition, recorder):
             return False
         self.display.note(f"audition: {self.audition.elect(self.policy, self.learner)}")
         self.collector.act_with(self.policy)
@@ -230,6 +233,11 @@ class Trainer:
         taken = steps_of(config, processes) if candidates(config, processes) else 0
         fractions, rest = config.stages.fractions, config.total_steps - taken
         return [taken + int(rest * sum(fractions[: k + 1]) + 0.5) for k in range(len(fractions))]
+
+    def _steps_at(self, iteration: int) -> int:
+        """Count of environment steps at an iteration, as many processes as now doing all until then."""
+        samples = distributed.size() * self.collector.rollout.samples
+        return self.progress.steps + (iteration - self.progress.iteration) * samples
 
     def _evaluation_due(self, samples: int) -> bool:
         """Whether the last iteration passed a multiple of `evaluation_steps`; at a stage's end there is one anyway."""

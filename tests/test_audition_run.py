@@ -26,6 +26,8 @@ from running import (
     torchrun,
 )
 
+from gorl_robotics import checkpoint
+
 WORLDS, ROLLOUT_STEPS, AUDITION = 512, 4, 2
 SAMPLES = WORLDS * ROLLOUT_STEPS
 HELD: dict[str, Any] = {
@@ -127,3 +129,29 @@ def test_it_is_dropped_where_more_processes_leave_no_room_for_it(tmp_path: Path)
     assert ended.code == 0, ended.err
     assert "audition: " not in ended.out
     assert int(rows(folder)[-1]["steps"]) == 20 * SAMPLES
+
+
+@pytest.mark.parametrize(("iteration", "held"), [(AUDITION, True), (AUDITION + 1, False)])
+def test_raised_steps_make_room_for_a_whole_one_or_none(tmp_path: Path, iteration: int, held: bool) -> None:
+    with signalled(iteration, signal.SIGTERM):
+        assert here(settings(**{**HELD, "total_steps": 10 * SAMPLES}), tmp_path).code == 0
+    folder = only_run(tmp_path)
+    with signalled(AUDITION + 2, signal.SIGTERM):
+        ended = here([f"resume={folder}", f"total_steps={20 * SAMPLES}"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert (saved(folder)["audition"] is not None) == held
+
+
+@pytest.mark.parametrize("steps", [3 * SAMPLES // 2, 6 * SAMPLES], ids=["more processes", "fewer processes"])
+def test_on_another_number_of_processes_it_has_as_many_iterations(tmp_path: Path, steps: int) -> None:
+    """Half as many, or twice as many, would have done so many steps when it was interrupted."""
+    with signalled(AUDITION + 1, signal.SIGTERM):
+        assert here(settings(**HELD), tmp_path).code == 0
+    folder = only_run(tmp_path)
+    checkpoint.save(folder / "checkpoints" / checkpoint.LATEST, {**saved(folder), "steps": steps})
+    for iteration, over in ((2 * AUDITION, False), (2 * AUDITION + 1, True)):
+        with signalled(iteration, signal.SIGTERM):
+            ended = here([f"resume={folder}"], tmp_path)
+        assert ended.code == 0, ended.err
+        assert (saved(folder)["audition"] is None) == over
+        assert ("audition: " in ended.out) == over
