@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import keyword
 import os
+import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def main(name: str, model: str) -> None:
     path = Path.cwd() / f"{stem}.py"
     if path.exists():
         raise InputError(f"{path.name} exists already; nothing was written")
-    if (hidden := find_spec(stem)) is not None and hidden.origin is not None:
+    if _is_module(stem):
         raise InputError(f"{path.name} would hide the Python module {stem!r}; choose another name, such as my_{stem}")
     kind = "".join(word[:1].upper() + word[1:] for word in stem.split("_"))
     asset = _asset(model)
@@ -164,6 +165,13 @@ def _draft(path: Path, kind: str, text: str) -> Task:
     task: type[Task] = namespace[kind]
     task.name = kind
     return task()
+
+
+def _is_module(name: str) -> bool:
+    """Whether Python, an installed package or this project has a module of that name."""
+    here = Path(__file__).resolve().parents[1]
+    own = (here / name / "__init__.py").exists() or (here / f"{name}.py").exists()
+    return own or name in sys.stdlib_module_names or name in packages_distributions()
 
 
 def _asset(model: str) -> Asset:

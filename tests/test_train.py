@@ -263,7 +263,7 @@ def test_a_complete_run_is_not_gone_on_from(run: Path, tmp_path: Path) -> None:
     ended = here([f"resume={run}"], tmp_path)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("error: ")
-    assert ended.err.endswith("the run is complete at 11,776 steps; raise total_steps\n")
+    assert ended.err.endswith("the run is complete at 11,776 steps; raise total_steps, to at least 12288\n")
     assert contents(run) == before
 
 

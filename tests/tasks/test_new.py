@@ -214,6 +214,8 @@ def test_what_new_refuses(tmp_path: Path) -> None:
         (("a/b", "--model", "robot.xml"), "'a/b' cannot be a Python file's name"),
         (("class", "--model", "robot.xml"), "'class' cannot be a Python file's name"),
         (("torch", "--model", "robot.xml"), "torch.py would hide the Python module 'torch'"),
+        (("envs", "--model", "robot.xml"), "envs.py would hide the Python module 'envs'"),
+        (("random", "--model", "robot.xml"), "random.py would hide the Python module 'random'"),
         (("one", "--model", "robt.xml"), "unknown model file 'robt.xml'; did you mean 'robot.xml'?"),
         (("one", "--model", "suite:hoper"), "unknown suite model 'hoper'; did you mean 'hopper'?"),
         (("one", "--model", "still.xml"), "file:still.xml: the model has no actuators"),
