@@ -33,7 +33,7 @@ def start(settings: Sequence[str], cold: bool, program: Path = TRAIN) -> dict[st
 
     Returns:
         Seconds until then and of the first iteration, and whether torch's own Python is there as bytecode: where Python
-        may not write that, each start compiles some thousand files, which takes longer than all else.
+        may not write that, each start compiles some thousand files, for seconds.
 
     Raises:
         InputError: it ended before, or took longer than ten minutes.

@@ -166,14 +166,13 @@ def _terms(task: Task, method: str, terms: Any) -> dict[str, int]:
 
 def _own_names(task: Task, observation: Mapping[str, int], privileged: Mapping[str, int]) -> None:
     """Refuses a privileged term that is called as one of the observation is: beside each other one would be lost."""
-    for name in privileged:
-        if name in observation:
-            raise fault(
-                task,
-                "privileged",
-                f"term {name!r} has the name of a term of observe; expected another name, "
-                f"or no such term: the critic sees the observation anyway",
-            )
+    for name in privileged.keys() & observation.keys():
+        raise fault(
+            task,
+            "privileged",
+            f"term {name!r} has the name of a term of observe; expected another name, "
+            "or no such term: the critic sees the observation anyway",
+        )
 
 
 def _named(task: Task, method: str, values: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Checkpointer:
     def __init__(
         self, folder: Path, config: Config, collector: Collector, learner: Learner, generator: torch.Generator
     ) -> None:
-        self._run, self._folder, self._config = folder, folder / "checkpoints", config
+        self._run, self._folder, self._config = folder, folder / checkpoint.FOLDER, config
         self._collector, self._learner, self._generator = collector, learner, generator
         self._env, self._policy = collector.env, learner.policy
         self._saved_at = time.monotonic()

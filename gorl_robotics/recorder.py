@@ -93,7 +93,8 @@ class Recorder:
         else:
             self.close()
         # As time went on: what a resumed run has in memory is older than its file.
-        parts = self._from_earlier() + (self._kept or []) + self._memory + ([] if self._kept else self._from_file())
+        own = self._kept + self._memory if self._kept else self._memory + self._from_file()
+        parts = self._from_earlier() + own
         self._memory, self._kept = [], None
         rows = self._rows_in_window()
         if not parts or rows == 0:  # the disk failed under the stage's last rollout, or there was no other

@@ -10,59 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from fake_environment import FakeEnvironment, small_config
-from torch import Tensor
+from fake_environment import small_config
+from recorded_stage import KEPT, SAMPLES, STEPS, WORLDS, Run, assert_data, interrupted
 
-from gorl_robotics import checkpoint, recorder, storage
+from gorl_robotics import recorder, storage
 from gorl_robotics.recorder import Recorder, shared_out
 from gorl_robotics.recording import Recording
-from gorl_robotics.rollout import Rollout
-
-STEPS, WORLDS = 8, 6
-SAMPLES = STEPS * WORLDS
-STAGE_END = 10 * SAMPLES
-KEPT = 3  # rollouts that a refit is fitted to
-
-
-class Run:
-    """A stage's recorder, and the rollouts it was given."""
-
-    def __init__(
-        self,
-        folder: Path,
-        enabled: bool = True,
-        resume: Any = None,
-        rank: int = 0,
-        device: str = "cpu",
-        kept: int = KEPT,
-        end: int = STAGE_END,
-    ) -> None:
-        self.path = folder / "rollouts" / f"stage-1-rank-{rank}.h5"
-        self.rollout = Rollout.empty(FakeEnvironment(WORLDS, device=device), STEPS)
-        config = small_config(refit__samples=kept * SAMPLES, storage__enabled=enabled)
-        self.recorder = Recorder(self.path, self.rollout, end, config, {"task": "Fake"}, resume)
-
-    def add(self, *numbers: int) -> None:
-        """Adds the stage's rollouts of these numbers, counted from 1; each overwrites the one before."""
-        for number in numbers:
-            for name, value in filled(number).items():
-                getattr(self.rollout, name).copy_(value)
-            self.recorder.add(number * SAMPLES)
-
-
-def filled(number: int) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(number)
-    sizes = {"observation": 4, "terminal_observation": 4, "latent": 2, "action": 2}
-    tensors = {name: torch.randn(STEPS, WORLDS, size, generator=draw) for name, size in sizes.items()}
-    tensors["reward"] = torch.full((STEPS, WORLDS), float(number))
-    tensors["terminated"] = torch.rand(STEPS, WORLDS, generator=draw) < 0.1
-    return tensors
-
-
-def assert_data(data: tuple[Tensor, Tensor], *numbers: int) -> None:
-    """The data are these rollouts' observations and actions, in time's order."""
-    for got, name in zip(data, ("observation", "action"), strict=True):
-        assert torch.equal(got, torch.cat([filled(number)[name] for number in numbers]))
 
 
 @pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
@@ -135,12 +88,6 @@ def test_a_stage_that_nothing_is_kept_of(tmp_path: Path, enabled: bool) -> None:
     kept = run.recorder.state_dict()
     assert (kept["rows"], kept["memory"]) == (0, [])
     assert not run.path.exists()
-
-
-def interrupted(run: Run, folder: Path) -> Any:
-    """The recorder's state by way of a checkpoint, as a resumed run gets it."""
-    checkpoint.save(folder / "saved.pt", {"recorder": run.recorder.state_dict()})
-    return checkpoint.load(folder / "saved.pt")["recorder"]
 
 
 @pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
@@ -336,70 +283,3 @@ def test_closing_twice_or_unopened_is_fine(tmp_path: Path) -> None:
     run.recorder.close()
     run.recorder.close()
     assert_data(run.recorder.data(), 10)
-
-
-def first_column(data: tuple[Tensor, Tensor]) -> list[float]:
-    """One observed number of each row, which tells the rows apart."""
-    return data[0][:, 0, 0].tolist()
-
-
-@pytest.mark.parametrize("enabled", [True, False], ids=["disk", "memory"])
-@pytest.mark.parametrize("processes", [1, 3])
-def test_recordings_are_shared_out_among_another_number_of_processes(
-    tmp_path: Path, enabled: bool, processes: int
-) -> None:
-    """Two recorded rollouts 8 and 9, and 5 and 6. The newcomers add 10; the checkpoint goes through a file."""
-    written = {0: (8, 9), 1: (5, 6)}
-    states = []
-    for rank, numbers in written.items():
-        run = Run(tmp_path, enabled, rank=rank)
-        for number in numbers:
-            for name, value in filled(number).items():
-                getattr(run.rollout, name).copy_(value)
-            run.recorder.add(9 * SAMPLES)
-        states.append(interrupted(run, tmp_path))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.h5")}
-    assert len(before) == 2 * enabled
-
-    expected = torch.cat([filled(n)["observation"] for n in (8, 9, 5, 6)])[:, 0, 0].tolist()
-    found, added = [], filled(10)["observation"][:, 0, 0].tolist()
-    for rank in range(processes):
-        run = Run(tmp_path, enabled, shared_out(states, rank, processes), rank=rank, kept=10)
-        run.add(10)
-        column = first_column(run.recorder.data())
-        assert column[-STEPS:] == added
-        assert abs(len(column) - STEPS - len(expected) / processes) < 1
-        found += column[:-STEPS]
-    assert found == expected
-    assert all(path.read_bytes() == content for path, content in before.items())
-
-
-def test_recordings_are_shared_out_again(tmp_path: Path) -> None:
-    """One process records rollout 8, two record 9 and 10, and one goes on with 10."""
-
-    def resumed(processes: int) -> list[Run]:
-        return [
-            Run(tmp_path, resume=shared_out(states, rank, processes), rank=rank, kept=10) for rank in range(processes)
-        ]
-
-    run = Run(tmp_path)
-    run.add(8)
-    states = [interrupted(run, tmp_path)]
-    for run, number in zip(resumed(2), (9, 10), strict=True):
-        run.add(number)
-        states.append(interrupted(run, tmp_path))
-    del states[0]
-    (run,) = resumed(1)
-    run.add(10)
-    rows = {number: filled(number)["observation"][:, 0, 0].tolist() for number in (8, 9, 10)}
-    half = STEPS // 2
-    assert first_column(run.recorder.data()) == [*rows[8][:half], *rows[9], *rows[8][half:], *rows[10], *rows[10]]
-
-
-def test_nothing_recorded_is_nothing_to_share(tmp_path: Path) -> None:
-    assert shared_out([None, None], 0, 3) is None
-    states = [interrupted(Run(tmp_path, rank=rank), tmp_path) for rank in range(2)]
-    run = Run(tmp_path, resume=shared_out(states, 0, 1))
-    run.add(10)
-    assert_data(run.recorder.data(), 10)
-    assert run.path.exists(), "the name is that of any run"
