@@ -163,7 +163,7 @@ class VectorEnv:
         reward = task.reward(sim, self.state, self._action.to(sim.dtype))
         done = self.endings.close(step, reward, task.terminated(sim, self.state), lost, self.generator)
 
-        state = task.update(sim, self.state, self._draws)
+        state = task.update(sim, dict(self.state), self._draws)  # which it may write into
         terms = task.observe(sim, state)
         column = lost.unsqueeze(1)
         observation, privileged = concatenate(terms), task.privileged(sim, state)

@@ -53,3 +53,19 @@ def test_entries_of_state_may_change_places() -> None:
     env.step(torch.zeros(4, 1))
     assert same(env.state["now"][:, 0], before)
     assert same(env.state["before"], now[:, 0])
+
+
+def test_a_task_may_write_into_the_state_it_is_given() -> None:
+    def update(sim: Fields, state: State, random: Draws) -> State:
+        state["before"], state["now"] = state["now"][:, 0], sim.qpos.clone()
+        return state
+
+    env = VectorEnv(lagging(update), 4)
+    env.restart(random_phase=False)
+    buffers = dict(env.state)
+    for action in actions(env, 3):
+        was = env.sim.qpos.clone()
+        env.step(action)
+        assert all(env.state[name] is buffer for name, buffer in buffers.items())  # what a captured graph reads
+        assert same(env.state["now"], env.sim.qpos)
+        assert same(env.state["before"], was[:, 0])

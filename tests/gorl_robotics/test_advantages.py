@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numba
 import pytest
 import torch
 from torch import Tensor
 
+from gorl_robotics import advantages_on_cpu
 from gorl_robotics.advantages import _launch, advantages
 
 DISCOUNT, LAMBDA = 0.97, 0.9
@@ -111,3 +113,15 @@ def test_cuda_equals_the_cpu() -> None:
     given = problem(8, steps=32, worlds=1025)
     on_gpu = advantages(*(x.cuda() for x in given), DISCOUNT, LAMBDA)
     torch.testing.assert_close(on_gpu.cpu(), advantages(*given, DISCOUNT, LAMBDA), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_place_for_its_cache_the_loop_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    njit = numba.njit
+
+    def nowhere(*functions: Callable[..., None], cache: bool = False) -> Callable[..., object]:
+        if cache:
+            raise RuntimeError("no locator available")
+        return njit(*functions)
+
+    monkeypatch.setattr(numba, "njit", nowhere)
+    assert advantages_on_cpu._compiled(lambda x: x + 1)(1) == 2

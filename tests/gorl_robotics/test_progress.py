@@ -12,6 +12,7 @@ import torch
 from fake_environment import FakeEnvironment, small_config
 from rich.console import Console
 
+from gorl_robotics import distributed
 from gorl_robotics.display import Display
 from gorl_robotics.errors import InputError
 from gorl_robotics.methods.gorl import GorlPolicy
@@ -114,3 +115,19 @@ def test_weights_that_are_no_numbers_end_the_run_before_anything_is_saved(tmp_pa
     run.iterate()
     with pytest.raises(InputError, match=r"loss/\w+ is nan after 96 steps; lower ppo.learning_rate"):
         run.progress.flush()  # which comes before a checkpoint
+
+
+def test_worlds_lost_are_those_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.env.lost = 5
+
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        other = own.clone()
+        other[-1] = 2  # what the other one has lost
+        return torch.stack([own, other])
+
+    run.iterate()
+    monkeypatch.setattr(distributed, "gather", gather)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    run.progress.flush()
+    assert [row["worlds/lost"] for row in run.rows()] == ["7"]
