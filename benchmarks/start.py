@@ -24,12 +24,12 @@ LIMIT = 600.0  # seconds; a start that takes longer has failed
 LOOK = 0.02
 
 
-def start(settings: Sequence[str], cold: bool, program: Path = TRAIN) -> dict[str, Any]:
+def start(settings: Sequence[str], caches: Path, program: Path = TRAIN) -> dict[str, Any]:
     """Starts `train.py`, notes when its first iteration begins, and ends it.
 
     Args:
         settings: its arguments.
-        cold: whether all caches of compiled kernels are empty.
+        caches: a folder for all caches of compiled kernels: the first start into it is a cold one, the next a warm one.
         program: which program.
 
     Returns:
@@ -43,9 +43,7 @@ def start(settings: Sequence[str], cold: bool, program: Path = TRAIN) -> dict[st
     bytecode = Path(cache_from_source(torch.__file__)).exists()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environment = dict(os.environ)
-        if cold:
-            environment.update({cache: str(folder / cache) for cache in CACHES})
+        environment = {**os.environ, **{cache: str(caches / cache) for cache in CACHES}}
         with (folder / "log.txt").open("wb") as log:
             began = time.monotonic()
             command = [sys.executable, str(program), *settings, f"runs={folder / 'runs'}"]

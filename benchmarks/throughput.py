@@ -11,7 +11,8 @@ is varied after the other, while the others stay as they are. A table at the end
 Rates are control steps per second of the worlds that are learnt from, medians over five blocks. The ceiling,
 `physics`, is those worlds' captured `step()` under random controls, with the masked reset that a control step needs.
 `train` is the whole of a run in its configured proportions of iterations, recording, refits and checkpoints, without
-compilation and frozen evaluations. `--stages start` starts `train.py` twice, once with empty kernel caches.
+compilation and frozen evaluations. `--stages start` starts `train.py` twice, with empty kernel caches and with those
+that the first start has filled.
 """
 
 from __future__ import annotations
@@ -181,8 +182,9 @@ def _stages(
     """What is to be done, in the order in which one part disturbs the next least."""
     if "start" in stages:
         command = as_arguments(given)
-        yield "start_cold", lambda: {"start_cold": start(command, cold=True)}
-        yield "start_warm", lambda: {"start_warm": start(command, cold=False)}
+        caches = folder / "caches"  # the first start fills what the second finds
+        yield "start_cold", lambda: {"start_cold": start(command, caches)}
+        yield "start_warm", lambda: {"start_warm": start(command, caches)}
     if stages == ["start"] and trace is None:
         return
     yield "build", lambda: _build(given, bench, folder)
