@@ -14,6 +14,8 @@ from typing import Any
 
 import warp as wp
 
+from envs.cuda_compilers import compiling_elsewhere
+
 Variant = tuple[Any, int | None]  # a module, and the threads of a block, for each of which it is compiled anew
 BLOCK = 64  # threads
 
@@ -27,7 +29,8 @@ def compile_kernels(function: Callable[[], object]) -> None:
     with _noted() as variants:
         function()
     device = wp.get_device()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compile") as pool:
+    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compile")
+    with compiling_elsewhere(), threads as pool:
         loads = [pool.submit(wp.force_load, device, [module], block_dim) for module, block_dim in variants]
     for load in loads:
         load.result()
