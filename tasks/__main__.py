@@ -15,7 +15,10 @@ from gorl_robotics.errors import InputError, run_main
 
 def show() -> None:
     """Prints one row a task: what it is, how much it observes and controls, and its time steps."""
-    table = Table("task", "what the robot must do", "observation", "actions", "control step", "physics step", box=None)
+    table = Table(box=None)
+    table.add_column("task", no_wrap=True)  # in full, to be copied
+    for heading in ("what the robot must do", "obser-\nvation", "actions", "control\nstep, s", "physics\nstep, s"):
+        table.add_column(heading)
     for name in tasks.names():
         try:
             table.add_row(*_row(name))
@@ -29,7 +32,7 @@ def _row(name: str) -> tuple[str, ...]:
     model = task.compile()
     size, timing = dry_run(task, model).observation_size, task.timing
     about = (task.__doc__ or "").strip().split("\n")[0]
-    return name, about, str(size), str(model.nu), f"{timing.control} s", f"{timing.physics} s"
+    return name, about, str(size), str(model.nu), f"{timing.control:g}", f"{timing.physics:g}"
 
 
 def main() -> None:
