@@ -43,7 +43,7 @@ def start(settings: Sequence[str], caches: Path, program: Path = TRAIN) -> dict[
     bytecode = Path(cache_from_source(torch.__file__)).exists()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environment = {**os.environ, **{cache: str(caches / cache) for cache in CACHES}}
+        environment = os.environ | {cache: str(caches / cache) for cache in CACHES}
         with (folder / "log.txt").open("wb") as log:
             began = time.monotonic()
             command = [sys.executable, str(program), *settings, f"runs={folder / 'runs'}"]

@@ -1,7 +1,8 @@
 """CUDA programs compiled in processes of their own.
 
-NVIDIA's compiler takes and gives back so much memory that threads of one process hold each other up: what two processes
-compile in 24 s of CPU time takes two threads 31 and eight 34, in the kernel for the most part.
+NVIDIA's compiler takes and gives back so much memory that threads of one process hold each other up in the operating
+system: what two processes compile in 23 s of CPU time takes two threads 32 and eight 36 (docs/speed.md).
+`multiprocessing` would import the main program, torch and all, in each of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from queue import LifoQueue
 from typing import Any
@@ -73,12 +74,8 @@ class _Compiler:
 
     def end(self) -> None:
         """Ends the process, if it was ever started."""
-        if self._process is None:
-            return
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
-        self._process.wait()
+        if self._process is not None:
+            self._process.communicate()  # nothing more: that ends it
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -29,8 +29,7 @@ def compile_kernels(function: Callable[[], object]) -> None:
     with _noted() as variants:
         function()
     device = wp.get_device()
-    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compile")
-    with compiling_elsewhere(), threads as pool:
+    with compiling_elsewhere(), ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compile") as pool:
         loads = [pool.submit(wp.force_load, device, [module], block_dim) for module, block_dim in variants]
     for load in loads:
         load.result()
