@@ -12,7 +12,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import LifoQueue
 from typing import Any
@@ -49,8 +49,10 @@ def compiling_elsewhere() -> Iterator[None]:
         yield
     finally:
         build.build_cuda = here
-        for compiler in compilers:
+        for compiler in compilers:  # a tenth of a second each, so all of them at once
             compiler.end()
+        for compiler in compilers:
+            compiler.wait()
 
 
 class _Compiler:
@@ -73,9 +75,18 @@ class _Compiler:
             return False
 
     def end(self) -> None:
-        """Ends the process, if it was ever started."""
+        """Has the process end, if it was ever started; see `wait`."""
         if self._process is not None:
-            self._process.communicate()  # nothing more: that ends it
+            assert self._process.stdin is not None
+            with suppress(OSError):  # what a process that has ended was not sent
+                self._process.stdin.close()
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        if self._process is not None:
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process.wait()
 
 
 def _start() -> subprocess.Popen[bytes]:
