@@ -171,6 +171,7 @@ class Trainer:
             rollout = self.collector.collect()
             progress.advance(samples)
             recorder.add(progress.steps)
+            self._anneal()
             learner.update(rollout)
             progress.report(self.collector, learner, samples)
             if self._evaluation_due(samples):
@@ -238,6 +239,13 @@ class Trainer:
         """Count of environment steps at an iteration, as many processes as now doing all until then."""
         samples = distributed.size() * self.collector.rollout.samples
         return self.progress.steps + (iteration - self.progress.iteration) * samples
+
+    def _anneal(self) -> None:
+        """What is solved may be unlearnt again, and a run ends with its last policy: a lower rate keeps it."""
+        anneal, ends = self.config.ppo.anneal, [0, *self.stage_ends]
+        if anneal > 0 and self.progress.stage == len(ends) - 2:
+            left = (ends[-1] - self.progress.steps) / (ends[-1] - ends[-2])
+            self.learner.bound_rate(min(1.0, left / anneal))
 
     def _evaluation_due(self, samples: int) -> bool:
         """Whether the last iteration passed a multiple of `evaluation_steps`; at a stage's end there is one anyway."""

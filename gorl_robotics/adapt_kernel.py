@@ -39,7 +39,7 @@ def _adapt(  # type: ignore[no-untyped-def]
     after = tl.where(
         kl > 2 * target_kl, before / rate_change, tl.where(kl < target_kl / 2, before * rate_change, before)
     )
-    tl.store(rate, _bounded(after, lowest_rate, highest_rate))
+    tl.store(rate, _bounded(after, lowest_rate, tl.load(highest_rate)))
     if count == 5:
         before = tl.load(weight)
         after = tl.where(tl.load(terms + 4) < least_std, before * weight_change, before / weight_change)
@@ -52,7 +52,7 @@ def adapt(
     turn: Tensor,
     rate: Tensor,
     weight: Tensor,
-    kl: tuple[float, float, float, float],
+    kl: tuple[float, float, float, Tensor],
     entropy: tuple[float, float, float, float],
 ) -> None:
     """Adds terms to sums, counts the turn, and adapts both scalars in place; all are on a CUDA device.
@@ -63,7 +63,7 @@ def adapt(
         turn: int64, (1,).
         rate: of learning, ().
         weight: of the entropy, (1,); changed with five terms only.
-        kl: what is aimed at, by what factor the rate changes, and the bounds of the rate.
+        kl: what is aimed at, by what factor the rate changes, and its bounds, the upper one a scalar tensor there too.
         entropy: the least σ, by what factor the weight changes, and its bounds.
     """
     _adapt[(1,)](terms, sums, turn, rate, weight, *kl, *entropy, len(terms), 8, num_warps=1)

@@ -62,6 +62,7 @@ class Learner:
         cuda = device.type == "cuda"
         rate = torch.tensor(config.ppo.learning_rate, device=device)
         self.policy_optimizer = Adam(policy.trained.parameters(), rate)
+        self._highest_rate = rate.clone()  # read by a captured graph
         self.critic_optimizer = Adam(self.critic.parameters(), config.ppo.learning_rate)
         # Of so many joints nothing but ±1 would come if each had as wide a σ as four have.
         first = config.stages.first_regularisation * max(_FEW_ACTUATORS, policy.noise_size) / _FEW_ACTUATORS
@@ -152,6 +153,11 @@ class Learner:
         """
         with self._beside.behind():
             return Later.of(*others, self._means())
+
+    def bound_rate(self, share: float) -> None:
+        """From now on the policy's rate is at most this share of `learning_rate`, or the lowest there is."""
+        highest = self.config.learning_rate
+        self._highest_rate.fill_(min(highest, max(_LOWEST_RATE, share * highest)))
 
     def restart_policy(self, pull: float) -> None:
         """The policy back to z ~ N(0, I) with fresh optimiser state; critic and statistics are kept.
@@ -304,7 +310,7 @@ class Learner:
         from gorl_robotics.adapt_kernel import adapt
 
         config, least = self.config, self.config.entropy
-        rate_is = (config.target_kl, _RATE_CHANGE, _LOWEST_RATE, config.learning_rate)
+        rate_is = (config.target_kl, _RATE_CHANGE, _LOWEST_RATE, self._highest_rate)
         weight_is = (config.least_std, _ENTROPY_CHANGE, least, _MOST_ENTROPY * least)
         adapt(terms, sums, turn, rate, weights, rate_is, weight_is)
 
@@ -312,7 +318,7 @@ class Learner:
         """Divides the policy's rate by 1.5 where the step was too long, multiplies it where it was too short."""
         rate, target = self.policy_rate, self.config.target_kl
         factor = torch.where(kl > 2 * target, 1 / _RATE_CHANGE, torch.where(kl < target / 2, _RATE_CHANGE, 1.0))
-        rate.mul_(factor).clamp_(_LOWEST_RATE, self.config.learning_rate)
+        rate.copy_(torch.minimum((rate * factor).clamp(min=_LOWEST_RATE), self._highest_rate))
 
     def _adapt_entropy(self, std: Tensor) -> None:
         """The entropy's weight grows while σ is too small on the mean over states, and else goes back."""

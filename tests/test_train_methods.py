@@ -9,7 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import SAMPLES, TINY, Ended, curve, evaluations, here, only_run, rows, same_policy, settings, signalled
+from running import (
+    SAMPLES,
+    TINY,
+    Ended,
+    curve,
+    evaluations,
+    here,
+    no_export,
+    only_run,
+    rows,
+    same_policy,
+    settings,
+    signalled,
+)
 
 from gorl_robotics import methods, playback
 from gorl_robotics.config import config_values, from_yaml
@@ -111,3 +124,11 @@ def test_help_shows_each_methods_own_settings(tmp_path: Path) -> None:
     out = here(["--help"], tmp_path).out
     assert re.search(r"ppo\.clip=0\.2 \(fpo 0\.05, dppo 0\.2\) ", out)
     assert re.search(r"ppo\.learning_rate=0\.001 \(fpo 0\.0003, dppo 0\.0003\) ", out)
+
+
+def test_the_policys_rate_falls_at_the_end_of_the_last_stage(tmp_path: Path) -> None:
+    with no_export():
+        ended = here(settings(**SHORT, ppo__anneal=0.5, ppo__target_kl="inf", ppo__learning_rate=1e-3), tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    rates = [float(row["policy/learning_rate"]) for row in rows(only_run(tmp_path)) if row["loss/value"]]
+    assert rates == pytest.approx([1e-3] * 6 + [0.5e-3, 1e-5], rel=1e-5)

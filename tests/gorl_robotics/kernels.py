@@ -229,11 +229,11 @@ def check_adapt(std: float | None, kl: float, device: str) -> None:
     terms = [0.5, kl, 0.25, *([] if std is None else [1.5, std])]
     tensors, expected = ([torch.tensor(each, device=where) for each in STATES] for where in (device, "cpu"))
     sums, turn, rate, weight = tensors
-    given, bounds = torch.tensor(terms, device=device), ((0.01, 1.5, 1e-5, 1e-3), (1.0, 1.005, 0.005, 0.05))
-    adapt(given, sums[: len(terms)], turn, rate, weight, *bounds)
+    given, highest = torch.tensor(terms, device=device), torch.tensor(1e-3, device=device)
+    adapt(given, sums[: len(terms)], turn, rate, weight, (0.01, 1.5, 1e-5, highest), (1.0, 1.005, 0.005, 0.05))
     learner = mock.MagicMock(spec=Learner)
     learner.config = Ppo(target_kl=0.01, learning_rate=1e-3, least_std=1.0, entropy=0.005)
-    learner.policy_rate, learner.regularisation = expected[2], expected[3]
+    learner.policy_rate, learner.regularisation, learner._highest_rate = expected[2], expected[3], highest.cpu()
     Learner._adapt_rate(learner, torch.tensor(kl))
     if std is not None:
         Learner._adapt_entropy(learner, torch.tensor(std))

@@ -63,6 +63,14 @@ def test_rate_follows_the_kl(kl: float, before: float, after: float) -> None:
     assert learner.critic_optimizer.rate == 0.01
 
 
+@pytest.mark.parametrize(("share", "highest"), [(1.0, 0.01), (0.3, 0.003), (0.0, 1e-5)])
+def test_the_highest_rate_can_be_lowered(share: float, highest: float) -> None:
+    learner = Setup(small_config(ppo__learning_rate=0.01, ppo__target_kl=0.01)).learner
+    learner.bound_rate(share)
+    learner._adapt_rate(torch.tensor(0.0))
+    assert float(learner.policy_rate) == pytest.approx(highest, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("std", "before", "after"),
     [(0.99, 0.02, 0.0201), (1.01, 0.02, 0.02 / 1.005), (0.5, 0.0499, 0.05), (3.0, 0.00501, 0.005)],
