@@ -31,6 +31,7 @@ import tasks
 from benchmarks.arguments import apart, checked, whole
 from benchmarks.matrix import Cell, Matrix
 from benchmarks.provenance import RESULTS
+from gorl_robotics.command_line import Parser
 from gorl_robotics.config import parse_arguments
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.methods import configure
@@ -72,8 +73,8 @@ def _check(cell: Cell, on_cpu: bool) -> None:
     configure(parse_arguments(cell.arguments), task.compile().nu, on_cpu, task.overrides)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks.learning",
         usage="%(prog)s --tasks TASK ... --steps STEPS [options] [SETTING=VALUE ...]",
         description=__doc__,

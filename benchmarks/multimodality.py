@@ -55,6 +55,7 @@ from benchmarks.arguments import apart
 from benchmarks.modes import LEVEL, Modes, measure
 from benchmarks.provenance import RESULTS, provenance, write
 from benchmarks.symmetry import MIRRORS, Mirror, Visited, visit
+from gorl_robotics.command_line import Parser
 from gorl_robotics.config import config_values, resolve
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.methods.gorl import GorlPolicy
@@ -159,8 +160,8 @@ def _one_task(every: list[Trained]) -> str:
     return names[0]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks.multimodality",
         usage="%(prog)s RUN [RUN ...] [options] [refit.NAME=VALUE ...]",
         description=__doc__,

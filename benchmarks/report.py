@@ -12,13 +12,14 @@ from pathlib import Path
 
 from benchmarks.provenance import RESULTS
 from benchmarks.series import load
+from gorl_robotics.command_line import Parser
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.files import atomic
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -37,6 +37,7 @@ from benchmarks.provenance import PLACES, RESULTS, provenance, write
 from benchmarks.stages import Bench
 from benchmarks.start import start
 from gorl_robotics import methods
+from gorl_robotics.command_line import Parser
 from gorl_robotics.config import Config, config_values
 from gorl_robotics.device import choose_device
 from gorl_robotics.errors import InputError, run_main, unknown
@@ -133,8 +134,8 @@ def configuration(given: dict[str, Any]) -> Config:
     return methods.configure(given, task.compile().nu, on_cpu, task.overrides)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks.throughput",
         usage="%(prog)s --task TASK --num-envs N ... [options] [SETTING=VALUE ...]",
         description=__doc__,

@@ -20,6 +20,7 @@ from benchmarks.action_sources import fitted_to_both, load, recorded, refit_sett
 from benchmarks.arguments import apart
 from benchmarks.symmetry import MIRRORS
 from gorl_robotics import checkpoint
+from gorl_robotics.command_line import Parser
 from gorl_robotics.config import config_values, resolve
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.methods.gorl import GorlPolicy
@@ -27,7 +28,7 @@ from gorl_robotics.methods.gorl import GorlPolicy
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.two_way_start",
         usage="%(prog)s CHECKPOINT FOLDER [refit.NAME=VALUE ...]",
         description=__doc__,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gorl_robotics import __version__, checkpoint, config, methods, player, run_folder
+from gorl_robotics.command_line import Parser
 from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.onnx_graph import TOLERANCE, Graph, check, difference, write
 from gorl_robotics.policy import Policy
@@ -223,7 +223,7 @@ def _evaluated(saved: Mapping[str, Any], stages: int) -> tuple[dict[str, Tensor]
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m gorl_robotics.export", description="Exports a trained policy.")
+    parser = Parser(prog="python -m gorl_robotics.export", description="Exports a trained policy.")
     parser.add_argument("run", type=Path, help="a run folder, or a checkpoint in one")
     print(export_checkpoint(parser.parse_args().run))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gorl_robotics.command_line import Parser
 from gorl_robotics.errors import InputError, run_main
 
 if TYPE_CHECKING:
@@ -125,9 +126,7 @@ def _text(result: dict[str, Any]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m gorl_robotics.playback", description="Plays an exported policy in plain MuJoCo."
-    )
+    parser = Parser(prog="python -m gorl_robotics.playback", description="Plays an exported policy in plain MuJoCo.")
     parser.add_argument("run", type=Path, help="a run folder or an export folder")
     parser.add_argument("--episodes", type=int, default=20, help="episodes, each from another start (default 20)")
     parser.add_argument("--seed", type=int, help="choose the starts at random; by default the first ones are taken")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import tasks
 from envs.dry_run import dry_run
+from gorl_robotics.command_line import Parser
 from gorl_robotics.errors import InputError, run_main
 
 
@@ -37,7 +36,7 @@ def _row(name: str) -> tuple[str, ...]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tasks", description="Without a command: lists the tasks.")
+    parser = Parser(prog="python -m tasks", description="Without a command: lists the tasks.")
     commands = parser.add_subparsers(dest="command")
     checking = commands.add_parser("check", help="try a task out before it is trained")
     checking.add_argument("task", help="its name, or FILE.py:CLASS")

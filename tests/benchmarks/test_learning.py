@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -219,9 +219,14 @@ def test_ctrl_c_ends_the_mps_daemon(tmp_path: Path, fake: Path, control: Path) -
 
 
 def is_gone(fake: Path) -> bool:
-    """Whether the fake daemon has ended, be it that nobody has asked yet how."""
+    """Whether the fake daemon, which was told to, has ended soon, be it that nobody has asked yet how."""
     words = Path("/proc", (fake / "pid").read_text().strip(), "cmdline")
-    return not words.exists() or not words.read_text()
+    until = time.monotonic() + 5
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while words.read_text() and time.monotonic() < until:
+            time.sleep(0.01)
+        return not words.read_text()
+    return True
 
 
 @pytest.mark.parametrize("broken", ["absent", "daemon", "server"])

@@ -15,12 +15,14 @@ from envs.dry_run import dry_run
 from envs.gymnasium_env import GymnasiumVectorEnv
 from gorl_robotics.errors import InputError
 from tasks import __main__ as listing
-from tasks import files
+from tasks import files, registry
 
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test in a folder of its own, which leaves no trace on the import path."""
+    """Every test in a folder of its own, which leaves no trace on the import path or among the registered tasks."""
+    tasks.names()  # so that those that are always there are loaded
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
