@@ -12,8 +12,10 @@ import gc
 gc.disable()  # what is imported stays: a fifth of the time would go into looking through it for garbage
 
 from gorl_robotics.bytecode import keep_bytecode
+from gorl_robotics.errors import InputError, end_quietly_on_interrupt, run_main
 
 keep_bytecode()
+end_quietly_on_interrupt()
 
 import sys
 from collections.abc import Callable
@@ -37,7 +39,6 @@ from gorl_robotics.compilation import compiling
 from gorl_robotics.config import Config, check_budget, help_text, parse_arguments
 from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.display import Display
-from gorl_robotics.errors import InputError, run_main
 from gorl_robotics.evaluation import Evaluator
 from gorl_robotics.ppo import Learner
 from gorl_robotics.progress import Progress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from types import TracebackType
 
 
 class InputError(ValueError):
@@ -35,3 +36,14 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def end_quietly_on_interrupt() -> None:
+    """From now on Ctrl-C outside `run_main`, while modules are still imported, ends without a traceback too."""
+    others = sys.excepthook
+
+    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            others(kind, error, trace)
+
+    sys.excepthook = told

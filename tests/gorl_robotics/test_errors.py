@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from gorl_robotics.errors import InputError, run_main, unknown
@@ -43,3 +48,14 @@ def test_other_errors_keep_their_traceback() -> None:
         run_main(main)
     run_main(lambda: None)
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize(("fault", "told"), [("os.kill(os.getpid(), 2)", ""), ("1 / 0", "ZeroDivisionError")])
+def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(tmp_path: Path, fault: str, told: str) -> None:
+    (tmp_path / "torch.py").write_text(f"import os, time\n{fault}\ntime.sleep(20)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    program = Path(__file__).parents[2] / "train.py"
+    ended = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60)
+    assert told in ended.stderr
+    assert ("Traceback" in ended.stderr) == bool(told)
+    assert ended.returncode == (1 if told else -2)
