@@ -59,10 +59,13 @@ def film(path: Path, model: mujoco.MjModel, control_dt: float) -> Iterator[Film]
         ):
             yield reel
     except OSError as error:
-        raise InputError(f"video {str(path)!r} cannot be written: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"video {str(path)!r} cannot be written: {error.strerror or ' '.join(str(error).split())}"
+        ) from error
 
 
 def _encoder(path: Path, fps: float) -> Generator[None, np.ndarray | None]:
+    path.touch()  # or the encoder says in lines of its own that it cannot
     # The temporary file's name says nothing of the format.
     encoder = imageio_ffmpeg.write_frames(
         str(path), (WIDTH, HEIGHT), fps=fps, macro_block_size=1, output_params=["-f", "mp4"]

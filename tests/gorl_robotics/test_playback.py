@@ -226,6 +226,14 @@ def test_a_failing_renderer_is_told_in_one_line_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_video_that_cannot_be_written_is_told_in_one_line(
+    exported: Exported, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=r"out.mp4' cannot be written: File name too long$"):
+        playback.play(exported, 1, video=tmp_path / ("x" * 300 + "out.mp4"))
+    assert capfd.readouterr() == ("", "")
+
+
 def edit_json(folder: Path, **values: object) -> None:
     path = folder / "policy.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
