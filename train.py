@@ -178,6 +178,7 @@ class Trainer:
             if self._evaluation_due(samples):
                 progress.flush()
                 self.evaluate(f"stage {progress.stage + 1} goes on")
+                self.save(recorder, f"steps-{progress.steps}.pt")  # this policy may be better than what comes of it
                 progress.begin()
             # Asked of all here, where a process that has ended is noticed before any waits for it on a GPU.
             if distributed.any_process(self.checkpointer.due()):

@@ -138,7 +138,10 @@ class Config:
     )
     evaluation_worlds: int = setting(128, "worlds, each for one episode, of a frozen evaluation", low=1)
     evaluation_steps: int = setting(
-        0, "environment steps, over all worlds, from one frozen evaluation within a stage to the next; 0: none", low=0
+        0,
+        "environment steps, over all worlds, from one frozen evaluation within a stage, and checkpoint that stays, "
+        "to the next; 0: none",
+        low=0,
     )
     checkpoint_seconds: float = setting(30.0, "most that a killed run loses, in seconds of training", low=0)
     runs: str = setting("runs", "folder that run folders are made in")

@@ -215,8 +215,8 @@ def export_checkpoint(run: Path) -> Path:
 def _evaluated(saved: Mapping[str, Any], stages: int) -> tuple[dict[str, Tensor], dict[str, float] | None]:
     """Initial states of a checkpoint's last evaluation; its returns if it was this very policy that was evaluated."""
     evaluation = saved["evaluation"]
-    # A refit changes the policy after its evaluation, at the same step; there is none behind the last stage.
-    if evaluation["steps"] == saved["steps"] and saved["stage"] == stages:
+    # A refit changes the policy after its evaluation, at the same step, between stages; there is none behind the last.
+    if evaluation["steps"] == saved["steps"] and saved["stage"] in (stages, evaluation.get("stage")):
         return evaluation["initial_states"], evaluation["summary"]
     return {name: value for name, value in evaluation["initial_states"].items() if name != "return"}, None
 

@@ -151,7 +151,7 @@ class Progress:
         summary = result.summary()
         unknown = torch.full_like(result.stochastic, float("nan"))
         known = {**starts, "return": torch.cat([result.deterministic, unknown])}
-        self.evaluation = {"steps": self.steps, "summary": summary, "initial_states": known}
+        self.evaluation = {"steps": self.steps, "stage": self.stage, "summary": summary, "initial_states": known}
         self._write({f"evaluation/{name}": value for name, value in summary.items()}, self._counts(), time.monotonic())
         self._display.note(
             f"{when}: {self.steps:,} steps, return {summary['deterministic_mean']:.1f} "

@@ -169,6 +169,27 @@ def test_evaluations_within_stages_change_nothing_else(complete: tuple[Ended, Pa
     ]
     assert kept == curve(complete[1])
     assert same_policy(folder, complete[1])
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {*(f"steps-{n * SAMPLES}.pt" for n in within), *(f"stage-{k}.pt" for k in (1, 2, 3)), "latest.pt"}
+
+
+def test_what_was_evaluated_within_a_stage_goes_on_and_is_exported(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    with no_export():
+        assert here(settings(evaluation_steps=7 * SAMPLES), tmp_path / "first").code == 0
+    first = only_run(tmp_path / "first")
+    before, kept = contents(first), first / "checkpoints" / f"steps-{14 * SAMPLES}.pt"
+    with no_export():
+        ended = here([f"resume={kept}"], tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    assert contents(first) == before, "what was recorded after it included"
+    folder = only_run(tmp_path)
+    assert_same(folder, first)
+    (evaluated,) = [row for row in evaluations(first) if int(row["iteration"]) == 14]
+    assert here([str(kept)], tmp_path, export.main).code == 0
+    described = json.loads((first / f"export-{kept.stem}" / "policy.json").read_text())
+    returns = described["provenance"]["returns"]
+    assert returns["deterministic_mean"] == pytest.approx(float(evaluated["evaluation/deterministic_mean"]))
 
 
 # How a run goes on

@@ -166,7 +166,7 @@ def test_what_is_no_export_is_not_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["export", "photos.txt"]
 
 
-def saved_run(folder: Path, *, final: bool) -> Path:
+def saved_run(folder: Path, *, final: bool, evaluated_in: int | None = None) -> Path:
     config = Config(task="CartpoleBalance", seed=3)
     env = VectorEnv(tasks.make(config.task), 40, threads=1)
     policy = GorlPolicy.from_config(config, env.observation_size, env.action_size)
@@ -174,6 +174,7 @@ def saved_run(folder: Path, *, final: bool) -> Path:
         "steps": 500,
         "summary": {"deterministic_mean": 12.5},
         "initial_states": {**env.initial_states(), "return": torch.arange(40.0)},
+        **({} if evaluated_in is None else {"stage": evaluated_in}),  # formerly not saved
     }
     checkpoint.save(
         folder / "checkpoints" / checkpoint.LATEST,
@@ -190,15 +191,20 @@ def saved_run(folder: Path, *, final: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("final", [True, False])
-def test_a_run_folder_is_exported_with_the_returns_of_its_final_policy(tmp_path: Path, final: bool) -> None:
-    folder = export.export_checkpoint(saved_run(tmp_path / "run", final=final))
+@pytest.mark.parametrize(
+    ("final", "evaluated_in", "same"),
+    [(True, None, True), (True, 2, True), (False, None, False), (False, 0, False), (False, 1, True)],
+)
+def test_a_run_folder_is_exported_with_the_returns_of_the_very_policy(
+    tmp_path: Path, final: bool, evaluated_in: int | None, same: bool
+) -> None:
+    folder = export.export_checkpoint(saved_run(tmp_path / "run", final=final, evaluated_in=evaluated_in))
     assert folder == tmp_path / "run" / "export"
     said = json.loads((folder / "policy.json").read_text())
-    # Where another stage follows, a refit has changed the policy since its evaluation.
-    assert said["provenance"]["returns"] == ({"deterministic_mean": 12.5} if final else None)
+    # Where another stage follows, a refit has changed the policy since an evaluation in the one before.
+    assert said["provenance"]["returns"] == ({"deterministic_mean": 12.5} if same else None)
     assert (said["task"], said["provenance"]["total_steps"]) == ("CartpoleBalance", 500)
-    assert ("return" in np.load(folder / "initial_states.npz")) == final
+    assert ("return" in np.load(folder / "initial_states.npz")) == same
 
 
 def test_an_earlier_checkpoints_export_leaves_the_last_ones(tmp_path: Path) -> None:
