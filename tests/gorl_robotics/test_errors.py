@@ -50,9 +50,9 @@ def test_other_errors_keep_their_traceback() -> None:
     assert issubclass(InputError, ValueError)
 
 
-@pytest.mark.parametrize(("fault", "told"), [("os.kill(os.getpid(), 2)", ""), ("1 / 0", "ZeroDivisionError")])
+@pytest.mark.parametrize(("fault", "told"), [("raise KeyboardInterrupt", ""), ("1 / 0", "ZeroDivisionError")])
 def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(tmp_path: Path, fault: str, told: str) -> None:
-    (tmp_path / "torch.py").write_text(f"import os, time\n{fault}\ntime.sleep(20)\n")
+    (tmp_path / "torch.py").write_text(f"{fault}\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     program = Path(__file__).parents[2] / "train.py"
     ended = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60)
