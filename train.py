@@ -244,9 +244,10 @@ class Trainer:
 
     def _anneal(self) -> None:
         """What is solved may be unlearnt again, and a run ends with its last policy: a lower rate keeps it."""
-        anneal, ends = self.config.ppo.anneal, [0, *self.stage_ends]
-        if anneal > 0 and self.progress.stage == len(ends) - 2:
-            left = (ends[-1] - self.progress.steps) / (ends[-1] - ends[-2])
+        anneal, last = self.config.ppo.anneal, len(self.stage_ends) - 1
+        if anneal > 0 and self.progress.stage == last:
+            begin, end = [0, *self.stage_ends][last:]
+            left = (end - self.progress.steps) / (end - begin)
             self.learner.bound_rate(min(1.0, left / anneal))
 
     def _evaluation_due(self, samples: int) -> bool:

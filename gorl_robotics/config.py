@@ -42,7 +42,7 @@ class Ppo:
         0.01, "KL per minibatch that the policy's learning rate aims at; inf fixes the rate", low=0
     )
     anneal: float = setting(
-        0.0, "share of the last stage, at its end, in which the policy's highest rate falls to zero", low=0, high=1
+        0.0, "share of the last stage, at its end, in which the policy's highest rate falls to 1e-5", low=0, high=1
     )
     clip: float = setting(0.2, "PPO's clip range of the probability ratio", low=0)
     discount: float = setting(0.995, "γ of discounted returns", low=0, high=1)
