@@ -2,11 +2,13 @@
 
     python -m benchmarks.throughput --task HopperStand --num-envs 1024 4096 16384
     python -m benchmarks.throughput --task HopperStand --num-envs 4096 --stages start
+    python -m benchmarks.throughput --task HopperStand --num-envs 4096 --stages physics,rollout,train
     python -m benchmarks.throughput --task HopperStand --num-envs 4096 --trace trace.json.gz networks.flow_steps=20
     python -m benchmarks.throughput --task HopperStand --num-envs 4096 --stages rollout --vary networks.flow_steps 1 20
 
 `--vary SETTING VALUE ...` measures each value by itself, with every number of worlds; given more than once, one setting
 is varied after the other, while the others stay as they are. A table at the end puts rates and memory side by side.
+Stages are separated by commas or spaces.
 
 Rates are control steps per second of the worlds that are learnt from, medians over five blocks. The ceiling,
 `physics`, is those worlds' captured `step()` under random controls, with the masked reset that a control step needs.
@@ -56,7 +58,8 @@ def main() -> None:
     arguments = _parser().parse_args(others)
     given = {"task": arguments.task, **checked(settings, OWN)}
     variations = _variations(arguments.vary)
-    for stage in arguments.stages:
+    stages = [name for word in arguments.stages for name in word.split(",") if name]
+    for stage in stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
     tasks.make(arguments.task)
@@ -74,7 +77,7 @@ def main() -> None:
         measurement: dict[str, Any] = {"num_envs": worlds, **({"varied": varied} if varied else {}), "stages": {}}
         result["measurements"].append(measurement)
         trace = arguments.trace if (worlds, varied) == cases[-1] else None  # one timeline is enough
-        for name in _measure({**given, **varied, "num_envs": worlds}, arguments.stages, trace, measurement):
+        for name in _measure({**given, **varied, "num_envs": worlds}, stages, trace, measurement):
             failures += "failure" in measurement["stages"].get(name, {})
             write(out, result)
         console.print(table(arguments.task, measurement))
@@ -143,7 +146,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--task", required=True)
     parser.add_argument("--num-envs", type=whole, nargs="+", required=True, metavar="N")
-    parser.add_argument("--stages", nargs="+", default=DEFAULT_STAGES, metavar="STAGE", help=f"of {' '.join(STAGES)}")
+    parser.add_argument("--stages", nargs="+", default=DEFAULT_STAGES, metavar="STAGE", help=f"of {','.join(STAGES)}")
     parser.add_argument(
         "--vary", nargs="+", action="append", default=[], metavar="WORD", help="a setting and its values"
     )

@@ -152,7 +152,7 @@ def test_a_failing_part_does_not_lose_the_others(tmp_path: Path, monkeypatch: py
         raise RuntimeError("CUDA error:\nan illegal memory access")
 
     monkeypatch.setattr(stages.Bench, "environment", fail)
-    code, out, result = measure(tmp_path, "--num-envs", "8", "--stages", "physics", "env", "update")
+    code, out, result = measure(tmp_path, "--num-envs", "8", "--stages", "physics,env", "update")
     assert code == 1
     (row,) = result["measurements"]
     assert row["stages"]["env"] == {"failure": "CUDA error: an illegal memory access"}
