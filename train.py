@@ -30,6 +30,7 @@ import tasks
 from envs.dry_run import dry_run
 from envs.endings import close_once
 from envs.engine import load_engine
+from envs.health import look_once
 from envs.user_code import blaming
 from envs.vector_env import VectorEnv
 from gorl_robotics import distributed, methods, run_folder
@@ -77,7 +78,8 @@ class Trainer:
         )
         sizes = (config.num_envs, config.num_envs + config.monitors, task.episode_length)
         endings = partial(close_once, *sizes, config.practice, device)
-        with compiling([*self.learner.parts(), endings], device):
+        health = partial(look_once, sizes[1], model.nq, model.nv, device)
+        with compiling([*self.learner.parts(), endings, health], device):
             load_engine(device)
             self.env = VectorEnv(
                 task,

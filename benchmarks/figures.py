@@ -162,7 +162,12 @@ def _legend(figure: Any, panels: list[Any]) -> None:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    for columns in (4, 3, 2, 1):  # as many as are not wider than the figure
+        place = {"loc": "outside upper center", "ncols": columns, "fontsize": 8, "frameon": False}
+        legend = figure.legend(entries.values(), entries.keys(), **place)
+        if legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width or columns == 1:
+            return
+        legend.remove()
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`Endings.close` on a GPU in two kernels and what is drawn and reduced between them, instead of two dozen."""
+"""`Endings.close` on a GPU in two kernels and what is drawn between them, instead of two dozen."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from envs.practice import NEWEST, Practice
 from envs.step import Step
 
 _BLOCK = 256  # worlds of a program
+_PROGRAMS = 64  # one kernel for all numbers of worlds up to so many programs
 
 
 @triton.jit
@@ -24,6 +25,8 @@ def _pay(  # type: ignore[no-untyped-def]
     reward,
     terminated,
     truncated,
+    sums,
+    least,
     worlds,
     learners,
     length,
@@ -40,13 +43,16 @@ def _pay(  # type: ignore[no-untyped-def]
     tl.store(terminated + world, gone | (tl.load(failed + world, mask=here, other=0) != 0), mask=here)
     tl.store(truncated + world, older >= length, mask=here)
     tl.store(age + world, older, mask=here)
-    tl.store(recent + world, mean + newest * (paid - mean), mask=learning)
+    lately = mean + newest * (paid - mean)
+    tl.store(recent + world, lately, mask=learning)
+    tl.store(sums + tl.program_id(0), tl.sum(tl.where(learning, lately, 0.0)))
+    tl.store(least + tl.program_id(0), tl.min(tl.where(learning, lately, float("inf"))))
 
 
 @triton.jit
 def _end(  # type: ignore[no-untyped-def]
-    reward, terminated, truncated, age, sums, last, whole, recent, mean, least, draw, done, worlds, learners, rate,
-    block: tl.constexpr,
+    reward, terminated, truncated, age, paid, last, whole, recent, sums, least, draw, done, worlds, learners, rate,
+    programs, block: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
     world = tl.program_id(0) * block + tl.arange(0, block)
     here, learning = world < worlds, world < learners
@@ -54,16 +60,19 @@ def _end(  # type: ignore[no-untyped-def]
     over = tl.load(truncated + world, mask=here, other=0) != 0
     lately = tl.load(recent + world, mask=learning, other=0.0)
     chosen = tl.load(draw + world, mask=learning, other=1.0) < rate
-    cut = learning & chosen & (lately > tl.load(mean))
+    program = tl.arange(0, padded)  # of those that paid
+    mean = tl.sum(tl.load(sums + program, mask=program < programs, other=0.0)) / learners
+    worst = tl.min(tl.load(least + program, mask=program < programs, other=float("inf")))
+    cut = learning & chosen & (lately > mean)
     ended = failed | over | cut
-    total = tl.load(sums + world, mask=here, other=0.0) + tl.load(reward + world, mask=here, other=0.0)
+    total = tl.load(paid + world, mask=here, other=0.0) + tl.load(reward + world, mask=here, other=0.0)
     counted = tl.load(whole + world, mask=here, other=0) != 0
     tl.store(last + world, total, mask=here & counted & (failed | over))
     tl.store(truncated + world, over | cut, mask=here)
-    tl.store(sums + world, tl.where(ended, 0.0, total), mask=here)
+    tl.store(paid + world, tl.where(ended, 0.0, total), mask=here)
     tl.store(age + world, tl.zeros((block,), tl.int64), mask=here & ended)
     tl.store(whole + world, counted | ended, mask=here)
-    tl.store(recent + world, tl.load(least), mask=learning & ended)
+    tl.store(recent + world, worst, mask=learning & ended)
     tl.store(done + world, ended, mask=here)
 
 
@@ -80,7 +89,9 @@ def close(
     worlds, learners, recent = len(reward), len(practice.recent), practice.recent
     grid, flags = (triton.cdiv(worlds, _BLOCK),), (step.terminated, step.truncated)
     given = reward.to(step.reward.dtype).contiguous(), failed.contiguous(), lost.contiguous()
-    _pay[grid](*given, episodes.step, recent, step.reward, *flags, worlds, learners, episodes.length, NEWEST, _BLOCK)
+    sums, least = torch.empty(2, *grid, device=reward.device)
+    numbers = (worlds, learners, episodes.length, NEWEST)
+    _pay[grid](*given, episodes.step, recent, step.reward, *flags, sums, least, *numbers, _BLOCK)
     if practice.rate:
         practice.draw.uniform_(generator=generator)
     done = torch.empty_like(lost)
@@ -92,13 +103,15 @@ def close(
         episodes.last_return,
         episodes.whole,
         recent,
-        recent.mean(),
-        recent.min(),
+        sums,
+        least,
         practice.draw,
         done,
         worlds,
         learners,
         practice.rate,
+        *grid,
         _BLOCK,
+        max(_PROGRAMS, triton.next_power_of_2(*grid)),
     )
     return done

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mujoco
 import torch
 from torch import Tensor
 
+from envs.runaway import fastest
 from envs.simulation import Simulation, SimulationError
 from envs.task import Task
 
@@ -16,6 +18,7 @@ class Health:
 
     Args:
         task: whose they are.
+        model: the task's.
         num_worlds: of the environment.
         simulations: the environment's own, and any that work for it.
 
@@ -24,15 +27,17 @@ class Health:
         total_lost: these, and times that one moved faster than a physics step can follow; see `envs.runaway`.
     """
 
-    def __init__(self, task: Task, num_worlds: int, simulations: Sequence[Simulation]) -> None:
+    def __init__(self, task: Task, model: mujoco.MjModel, num_worlds: int, simulations: Sequence[Simulation]) -> None:
         self._task, self._num_worlds, self._simulations = task, num_worlds, simulations
-        self._times = torch.zeros(2, num_worlds, dtype=torch.int64, device=simulations[0].device)  # of `count`
+        device = simulations[0].device
+        self._fastest = fastest(model).to(device, simulations[0].dtype)
+        self._times = torch.zeros(2, num_worlds, dtype=torch.int64, device=device)  # of `look`
         self.total_nonfinite = self.total_lost = 0
 
-    def count(self, nonfinite: Tensor, lost: Tensor) -> None:
-        """Takes the worlds that have become so, (W,) bool, and all that begin anew; safe to capture in a CUDA graph."""
-        self._times[0].add_(nonfinite)
-        self._times[1].add_(lost)
+    def look(self) -> Tensor:
+        """The environment's worlds (W,) bool that must begin anew now; safe to capture in a CUDA graph."""
+        sim = self._simulations[0]
+        return look(sim.qpos, sim.qvel, self._fastest, self._times)
 
     def faults(self) -> Tensor:
         """What has gone wrong since the last call, (n,) int64 on the device, to be given to `judge`."""
@@ -66,3 +71,30 @@ class Health:
                 f"shorten the task's timing.physics (now {self._task.timing.physics} s) or raise its solver iterations"
             )
         return fault
+
+
+def look(qpos: Tensor, qvel: Tensor, fastest: Tensor, times: Tensor) -> Tensor:
+    """The worlds (W,) bool that are no longer finite, or that run away.
+
+    Args:
+        qpos: (W, nq).
+        qvel: (W, nv).
+        fastest: what counts as running away, (nv,); see `envs.runaway`.
+        times: counts how often each was not finite, and how often it was either, (2, W) int64, in place.
+    """
+    if qpos.is_cuda:
+        from envs.health_kernel import look as by_kernel
+
+        return by_kernel(qpos, qvel, fastest, times)
+    total = torch.cat([qpos, qvel], dim=1).sum(dim=1)
+    nonfinite = total - total != 0  # NaN where one is not finite
+    lost = nonfinite | (qvel.abs() > fastest).any(dim=1)
+    times[0].add_(nonfinite)
+    times[1].add_(lost)
+    return lost
+
+
+def look_once(num_worlds: int, nq: int, nv: int, device: torch.device) -> None:
+    """Looks at worlds that nobody else has: all that it takes is compiled then."""
+    qpos, qvel = (torch.zeros(num_worlds, size, device=device) for size in (nq, nv))
+    look(qpos, qvel, qvel[0], torch.zeros(2, num_worlds, dtype=torch.int64, device=device))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from envs.aside import Aside
 from envs.controls import action_range
 from envs.draws import BatchDraws, Draws
 from envs.dry_run import Layout, concatenate, dry_run
@@ -19,7 +20,6 @@ from envs.endings import Endings
 from envs.engine import make_simulation
 from envs.health import Health
 from envs.randomisation import Noise, Randomisation
-from envs.runaway import fastest
 from envs.simulation import SimulationError
 from envs.starts import Start, Starts
 from envs.step import Step
@@ -65,13 +65,13 @@ class VectorEnv:
         self.layout: Layout = dry_run(task, self.model)
         fields, own = self.layout.fields, task.randomised
         self.sim = make_simulation(task, self.model, self.num_worlds, fields, self.device, threads, own)
-        self._fastest = fastest(self.model).to(self.device, self.sim.dtype)
         self.randomisation = Randomisation(task, self.layout.told, self.sim) if own else None
         self._noise = Noise(task, self.layout.observation, self.device) if noise and any(task.noise.values()) else None
         supply = self._supply_size()
         self.starts = Starts(task, self.layout, make_simulation(task, self.model, supply, fields, self.device, threads))
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.endings = Endings(num_envs, self.num_worlds, task.episode_length, practice, self.device)
+        self._aside = Aside(self.device)
         self._start_draws: Draws = BatchDraws(supply, self.generator, self.sim.dtype)
         self._draws: Draws = BatchDraws(self.num_worlds, self.generator, self.sim.dtype)
         self._allocate()
@@ -122,9 +122,13 @@ class VectorEnv:
         self._cursor.zero_()
 
     def refresh_starts(self) -> None:
-        """Draws new starts where that is cheap, and parameters of worlds that began an episode; before each rollout."""
+        """Draws new starts where that is cheap, and parameters of worlds that began an episode; before each rollout.
+
+        On a GPU starts are drawn beside the first control step: no world takes one before that has ended.
+        """
         if not self.task.settle_steps:
-            self.draw_starts()
+            with self._aside.beside():
+                self.draw_starts()
         self._randomise()
 
     def initial_states(self) -> dict[str, Tensor]:
@@ -152,14 +156,12 @@ class VectorEnv:
     def physics(self) -> None:
         """Advances the simulation by one control step."""
         self.sim.step()
+        self._aside.join()
 
     def finish(self) -> Step:
         """Pays, observes and counts the step, and starts the next episode where one has ended."""
         sim, task, step = self.sim, self.task, self.buffers
-        total = torch.cat([sim.qpos, sim.qvel], dim=1).sum(dim=1)
-        nonfinite = total - total != 0  # NaN where one is not finite; half the kernels of isfinite()
-        lost = nonfinite | (sim.qvel.abs() > self._fastest).any(dim=1)
-        self.health.count(nonfinite, lost)
+        lost = self.health.look()
         reward = task.reward(sim, self.state, self._action.to(sim.dtype))
         done = self.endings.close(step, reward, task.terminated(sim, self.state), lost, self.generator)
 
@@ -238,7 +240,7 @@ class VectorEnv:
         }
         self._action = torch.zeros(worlds, self.action_size, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
-        self.health = Health(self.task, worlds, (self.sim, self.starts.simulation))
+        self.health = Health(self.task, self.model, worlds, (self.sim, self.starts.simulation))
         low, high = action_range(self.model)
         self._offset = self.sim.tensor(((low + high) / 2).numpy())
         self._scale = self.sim.tensor(((high - low) / 2).numpy())

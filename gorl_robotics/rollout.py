@@ -129,6 +129,18 @@ class Collector:
         return self.rollout
 
     def _act_step(self) -> None:
+        self._store({}, self._act_and_apply())
+
+    def _finish_step(self) -> None:
+        self._store(self._end_step(), {})
+        self._t.add_(1)
+
+    def _between_steps(self) -> None:
+        self._store(self._end_step(), self._act_and_apply())
+        self._t.add_(1)
+
+    def _act_and_apply(self) -> dict[str, Tensor]:
+        """Begins a control step; what is kept of that."""
         env, before = self.env, self.env.buffers
         self._noise[: env.num_envs].normal_(generator=self._generator)
         sample = self.policy.act(before.observation, self._noise, self._generator)
@@ -136,27 +148,26 @@ class Collector:
         values = {"observation": before.observation, "latent": sample.latent, "action": sample.decoded}
         if self._critic_sees_more:
             values["critic_observation"] = before.critic_observation
-        self._store(values | {name: sample.stored[name] for name in self.rollout.stored})
+        return values | {name: sample.stored[name] for name in self.rollout.stored}
 
-    def _finish_step(self) -> None:
+    def _end_step(self) -> dict[str, Tensor]:
+        """Ends a control step; what is kept of that, in buffers that no beginning of the next one writes."""
         step = self.env.finish()
         names = ["terminal_observation", "reward", "terminated", "truncated"]
         if self._critic_sees_more:
             names.append("terminal_critic_observation")
-        self._store({name: getattr(step, name) for name in names})
-        self._t.add_(1)
+        return {name: getattr(step, name) for name in names}
 
-    def _between_steps(self) -> None:
-        self._finish_step()
-        self._act_step()
-
-    def _store(self, values: Mapping[str, Tensor]) -> None:
+    def _store(self, ended: Mapping[str, Tensor], begun: Mapping[str, Tensor]) -> None:
+        """Writes what step t leaves, and what a step begins with: t + 1 if another has just ended."""
+        values = {**ended, **begun}
         targets = [self.rollout.read(name) for name in values]
         sources = [value[: self.env.num_envs] for value in values.values()]
         if self._t.is_cuda:
             from gorl_robotics.store_kernel import store
 
-            store(targets, sources, self._t)
+            store(targets, sources, self._t, len(ended) or len(values))
             return
-        for target, source in zip(targets, sources, strict=True):
-            target.index_copy_(0, self._t, source.unsqueeze(0))
+        rows = [self._t] * len(ended) + [self._t + 1 if ended else self._t] * len(begun)
+        for target, source, row in zip(targets, sources, rows, strict=True):
+            target.index_copy_(0, row, source.unsqueeze(0))

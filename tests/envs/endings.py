@@ -1,4 +1,4 @@
-"""`Endings` by its kernels against the same by torch; as a script, in Triton's interpreter on the CPU."""
+"""`Endings` and `health.look` by kernels against the same by torch; as a script, in Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from envs import endings_kernel
+from envs import endings_kernel, health, health_kernel
 from envs.endings import Endings
 from envs.step import Step
 
@@ -48,6 +48,31 @@ def check(device: str, rate: float) -> None:
     assert bool(sides[0].episodes.last_return.isfinite().any())
 
 
+def check_look(device: str) -> None:
+    """Worlds that run away, some by what may be as fast as it likes, and that are not finite, in views and alone."""
+    worlds, nq, nv = 300, 7, 6
+    torch.manual_seed(0)
+    wide = torch.randn(worlds, nq + 2, device=device)
+    qpos, qvel = wide[:, :nq], torch.randn(worlds, nv, device=device)
+    fastest = torch.tensor([2.0, 3.0, float("inf"), 4.0, 2.0, 3.0], device=device)
+    qpos[3, 0], qpos[299, nq - 1], qvel[0, 0], qvel[7, 2] = float("nan"), float("inf"), float("-inf"), float("nan")
+    qvel[[8, 10]] = 0.0
+    qvel[8, 2], qvel[9, nv - 1], qvel[10, 1] = 1e30, -3.5, 3.0
+    wide[:, nq:] = float("nan")  # is not theirs
+    sides = [torch.ones(2, worlds, dtype=torch.int64, device=device) for _ in range(2)]
+    for _ in range(2):
+        found = health_kernel.look(qpos, qvel, fastest, sides[0])
+        with mock.patch.object(torch.Tensor, "is_cuda", False):
+            expected = health.look(qpos, qvel, fastest, sides[1])
+        assert torch.equal(found, expected)
+        assert torch.equal(*sides)
+    assert (sides[0][0] == 3).nonzero().flatten().tolist() == [0, 3, 7, 299]
+    assert found[[0, 3, 7, 9, 299]].all()
+    assert not found[[8, 10]].any()
+    assert 20 < int(found.sum()) < worlds // 2
+
+
 if __name__ == "__main__":
     check("cpu", 0.1)
     check("cpu", 0.0)
+    check_look("cpu")

@@ -26,3 +26,10 @@ def test_kernels_end_steps_as_torch_does(rate: float) -> None:
     from endings import check
 
     check("cuda", rate)
+
+
+@pytest.mark.gpu
+def test_a_kernel_looks_at_worlds_as_torch_does() -> None:
+    from endings import check_look
+
+    check_look("cuda")

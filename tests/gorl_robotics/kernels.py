@@ -244,16 +244,16 @@ def check_adapt(std: float | None, kl: float, device: str) -> None:
 
 
 def check_store(device: str) -> None:
-    """Numbers and flags of several widths, some not dense, in one row and in no other."""
+    """Numbers and flags of several widths, some not dense, each in its row and in no other."""
     torch.manual_seed(0)
     rows, t = 700, torch.tensor([2], device=device)
     sources = [torch.randn(rows, *size, device=device) for size in [(15,), (), (3, 4)]]
     sources += [torch.randn(rows, 8, device=device)[:, ::2], torch.rand(rows, device=device) < 0.5]
     targets = [torch.zeros(4, *source.shape, dtype=source.dtype, device=device) for source in sources]
-    store(targets, sources, t)
-    for target, source in zip(targets, sources, strict=True):
-        assert torch.equal(target[2], source)
-        assert not target[[0, 1, 3]].any()
+    store(targets, sources, t, 2)
+    for target, source, row in zip(targets, sources, (2, 2, 3, 3, 3), strict=True):
+        assert torch.equal(target[row], source)
+        assert not target[[0, 1, 5 - row]].any()
 
 
 def close(value: Tensor | None, expected: Tensor | None, tolerance: float = 2e-5) -> None:
