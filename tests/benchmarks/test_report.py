@@ -235,6 +235,22 @@ def test_the_whole_suite_is_a_square_of_panels(tmp_path: Path, drawn: list[Figur
     assert not any(one.overlaps(other) for one, other in combinations(titles, 2))
 
 
+def test_a_legend_of_long_names_is_no_wider_than_its_figure(tmp_path: Path, drawn: list[Figure]) -> None:
+    result = json.loads((HOPPER / "gorl-s2.json").read_text())
+    for name, settings in (("a", {}), ("b", {"num_envs": 16384}), ("c", {"num_envs": 16384, "networks.tf32": True})):
+        cell = {"task": "HopperStand", "method": "gorl_flow", "seed": 2, "steps": 10**8, "settings": settings}
+        (tmp_path / f"{name}-s2.json").write_text(json.dumps({**result, "cell": cell}))
+    assert here([".", "--table", ""], tmp_path, report.main).code == 0
+    (figure,) = drawn
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert "gorl_flow (100 M num_envs=16384 networks.tf32=true)" in [text.get_text() for text in legend.texts]
+    place = legend.get_window_extent()
+    assert place.x0 >= 0
+    assert place.x1 <= figure.bbox.width
+    assert not place.overlaps(figure.axes[0].title.get_window_extent())
+
+
 def test_published_figures_are_of_tasks_that_there_are() -> None:
     for entry in published():
         assert entry.source
