@@ -213,7 +213,7 @@ class Trainer:
         else:
             self.display.doing("evaluating")
             result = self.evaluator.beside(then)
-            self.progress.report_evaluation(when, result, self.watched.initial_states())
+            self.progress.report_evaluation(when, result, self.watched.initial_states(), self.watched.account())
 
     def save(self, recorder: Recorder | None, name: str | None = None) -> None:
         """Writes a checkpoint; see `Checkpointer.save`."""
@@ -337,6 +337,8 @@ def _test(given: dict[str, Any]) -> None:
     for kind in ("deterministic", "stochastic"):
         mean, std, p10 = (summary[f"{kind}_{what}"] for what in ("mean", "std", "p10"))
         print(f"  {kind:<14} return {mean:8.2f}  standard deviation {std:7.2f}  10th percentile {p10:8.2f}")
+    if fault := env.account():
+        print(f"  {fault}")
 
 
 if __name__ == "__main__":

@@ -200,6 +200,16 @@ class VectorEnv:
         """One line about what was wrong and can be lived with; raises SimulationError if it was more; see `Health`."""
         return self.health.judge(faults)
 
+    def account(self) -> str:
+        """What has gone wrong since the last, in one line, empty if nothing has; raises nothing. The host waits."""
+        before, fault = self.lost, ""
+        try:
+            fault = self.judge(self.faults())
+        except SimulationError as error:
+            fault = str(error)
+        times = f"episodes in which physics diverged: {self.lost - before}" if self.lost > before else ""
+        return "; ".join(line for line in (times, fault) if line)
+
     @property
     def lost(self) -> int:
         """Times that a world's physics diverged and it had to begin anew, as far as `judge` has been told."""

@@ -140,13 +140,14 @@ class Progress:
             extra={name: row[column] for name, column in _SHOWN.items() if column in row},
         )
 
-    def report_evaluation(self, when: str, result: Evaluation, starts: Mapping[str, Tensor]) -> None:
+    def report_evaluation(self, when: str, result: Evaluation, starts: Mapping[str, Tensor], fault: str) -> None:
         """Reports a frozen evaluation, in a row of its own; called on the first process.
 
         Args:
             when: what had happened before.
             result: returns of N worlds without noise and of N with it.
             starts: the initial states of all 2N by name; a checkpoint keeps them with their returns.
+            fault: what went wrong in it, empty if nothing did.
         """
         summary = result.summary()
         unknown = torch.full_like(result.stochastic, float("nan"))
@@ -156,7 +157,7 @@ class Progress:
         self._display.note(
             f"{when}: {self.steps:,} steps, return {summary['deterministic_mean']:.1f} "
             f"(10th percentile {summary['deterministic_p10']:.1f}), "
-            f"stochastic {summary['stochastic_mean']:.1f}"
+            f"stochastic {summary['stochastic_mean']:.1f}{fault and f'; {fault}'}"
         )
 
     def close(self) -> None:

@@ -245,6 +245,18 @@ def test_a_world_that_diverges_again_and_again_is_one_world_and_so_many_times() 
     assert (env.health.total_nonfinite, env.lost) == (9, 9)
 
 
+def test_an_account_tells_how_often_physics_diverged_and_raises_nothing() -> None:
+    env = slider_env(200)
+    assert env.account() == ""
+    poisoned(env, torch.zeros(200, 1), [5])
+    assert env.account() == "episodes in which physics diverged: 1"
+    for worlds in ([5, 6], [7]):
+        poisoned(env, torch.zeros(200, 1), worlds)
+    told = env.account()
+    assert told.startswith("episodes in which physics diverged: 3; Slider: 3 of 200 worlds became non-finite")
+    assert env.account() == ""
+
+
 def test_a_world_that_spins_faster_than_a_step_can_follow_begins_anew() -> None:
     env = VectorEnv(hopper(), 8, seed=2)
     env.restart(random_phase=False)
