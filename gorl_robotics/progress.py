@@ -117,13 +117,12 @@ class Progress:
         counts: Mapping[str, int],
         samples: int,
     ) -> None:
-        fault = env.judge(faults.now())
-        if fault and not self._faulty:
+        fault, own = env.judge(faults.now()), values.now()
+        own = torch.cat([own, own.new_tensor([bool(fault), env.lost])])
+        *means, faulty, lost = _over_processes(own, len(names) + 2)
+        if faulty and not self._faulty:
             self._faulty = True  # once is enough: it may come with every iteration
-            self._display.note(f"{fault}; training goes on")
-        own = values.now()
-        own = torch.cat([own, own.new_tensor([env.lost])])
-        *means, lost = _over_processes(own, len(names) + 1)
+            self._display.note(f"{fault or 'what another process simulates does not fit everywhere'}; training goes on")
         row = dict(zip(names, means, strict=True))
         _check_losses(row, counts["steps"])
         if not distributed.is_main():

@@ -117,6 +117,22 @@ def test_weights_that_are_no_numbers_end_the_run_before_anything_is_saved(tmp_pa
         run.progress.flush()  # which comes before a checkpoint
 
 
+def test_a_fault_of_another_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        other = own.clone()
+        other[-2] = 1
+        return torch.stack([own, other])
+
+    run, notes = Run(tmp_path), []
+    monkeypatch.setattr(run.progress._display, "note", notes.append)
+    monkeypatch.setattr(distributed, "gather", gather)
+    for _ in range(2):
+        run.iterate()
+    run.progress.flush()
+    told = [note for note in notes if "goes on" in note]
+    assert told == ["what another process simulates does not fit everywhere; training goes on"]
+
+
 def test_worlds_lost_are_those_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path)
     run.env.lost = 5
