@@ -16,7 +16,8 @@ class Aside:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # Torch's streams of a priority are few and come round again: of this one the learner takes none to wait for.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         self._working = False
 
     @contextmanager
@@ -26,9 +27,11 @@ class Aside:
             yield
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            yield
-        self._working = True
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            self._working = True
 
     def join(self) -> None:
         """What is launched from now on waits for it; the host does not."""

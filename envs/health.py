@@ -57,14 +57,14 @@ class Health:
             SimulationError: it happened in more than one world and in more than 1 % of them.
         """
         few, nonfinite, fault = max(1.0, 0.01 * self._num_worlds), int(faults[0]), ""
+        self.total_nonfinite += int(faults[1])
+        self.total_lost += int(faults[2])
         parts = faults[3:].chunk(len(self._simulations))
         for simulation, part in zip(self._simulations, parts, strict=True):
             line = simulation.fault(part)
             fault = f"{self._task.name}: {line}" if line else fault
             if int(part[0]) > few:
                 raise SimulationError(fault)
-        self.total_nonfinite += int(faults[1])
-        self.total_lost += int(faults[2])
         if nonfinite > few:
             raise SimulationError(
                 f"{self._task.name}: {nonfinite} of {self._num_worlds} worlds became non-finite in one rollout; "

@@ -68,15 +68,23 @@ class VectorEnv:
         self.randomisation = Randomisation(task, self.layout.told, self.sim) if own else None
         self._noise = Noise(task, self.layout.observation, self.device) if noise and any(task.noise.values()) else None
         supply = self._supply_size()
-        self.starts = Starts(task, self.layout, make_simulation(task, self.model, supply, fields, self.device, threads))
+        self._starts = Starts(
+            task, self.layout, make_simulation(task, self.model, supply, fields, self.device, threads)
+        )
+        self._aside = Aside(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.endings = Endings(num_envs, self.num_worlds, task.episode_length, practice, self.device)
-        self._aside = Aside(self.device)
         self._start_draws: Draws = BatchDraws(supply, self.generator, self.sim.dtype)
         self._draws: Draws = BatchDraws(self.num_worlds, self.generator, self.sim.dtype)
         self._allocate()
         self.draw_starts()
         self.restart()
+
+    @property
+    def starts(self) -> Starts:
+        """The supply of initial states; what is launched from now on waits for their draw."""
+        self._aside.join()
+        return self._starts
 
     @property
     def observation_size(self) -> int:
@@ -207,7 +215,7 @@ class VectorEnv:
             fault = self.judge(self.faults())
         except SimulationError as error:
             fault = str(error)
-        times = f"episodes in which physics diverged: {self.lost - before}" if self.lost > before else ""
+        times = f"physics diverged, times: {self.lost - before}" if self.lost > before else ""
         return "; ".join(line for line in (times, fault) if line)
 
     @property

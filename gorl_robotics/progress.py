@@ -59,7 +59,7 @@ class Progress:
         self.evaluation: dict[str, Any] | None = None
         self._before, self._since = 0.0, time.monotonic()
         self._reported_at = self._since
-        self._faulty = False
+        self._told: set[bool] = set()  # faults: another process's, this one's
         self._pending: Callable[[], None] = _nothing
         if saved:
             self.stage, self.steps, self.iteration = saved["stage"], saved["steps"], saved["iteration"]
@@ -120,8 +120,8 @@ class Progress:
         fault, own = env.judge(faults.now()), values.now()
         own = torch.cat([own, own.new_tensor([bool(fault), env.lost])])
         *means, faulty, lost = _over_processes(own, len(names) + 2)
-        if faulty and not self._faulty:
-            self._faulty = True  # once is enough: it may come with every iteration
+        if faulty and bool(fault) not in self._told:
+            self._told.add(bool(fault))  # once is enough: it may come with every iteration
             self._display.note(f"{fault or 'what another process simulates does not fit everywhere'}; training goes on")
         row = dict(zip(names, means, strict=True))
         _check_losses(row, counts["steps"])

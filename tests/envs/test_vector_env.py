@@ -249,11 +249,11 @@ def test_an_account_tells_how_often_physics_diverged_and_raises_nothing() -> Non
     env = slider_env(200)
     assert env.account() == ""
     poisoned(env, torch.zeros(200, 1), [5])
-    assert env.account() == "episodes in which physics diverged: 1"
+    assert env.account() == "physics diverged, times: 1"
     for worlds in ([5, 6], [7]):
         poisoned(env, torch.zeros(200, 1), worlds)
     told = env.account()
-    assert told.startswith("episodes in which physics diverged: 3; Slider: 3 of 200 worlds became non-finite")
+    assert told.startswith("physics diverged, times: 3; Slider: 3 of 200 worlds became non-finite")
     assert env.account() == ""
 
 
