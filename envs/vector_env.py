@@ -164,7 +164,7 @@ class VectorEnv:
     def physics(self) -> None:
         """Advances the simulation by one control step."""
         self.sim.step()
-        self._aside.join()
+        self._aside.join()  # here, since `finish`, which takes starts, may be a captured graph
 
     def finish(self) -> Step:
         """Pays, observes and counts the step, and starts the next episode where one has ended."""
