@@ -14,7 +14,6 @@ reduced is the same to the last bit on every process, so that weights which bega
 from __future__ import annotations
 
 import atexit
-import gc
 import io
 import os
 import sys
@@ -55,10 +54,12 @@ def processes() -> Iterator[None]:
         yield
         any_process(False)  # all leave together
     except BaseException:
-        atexit.register(_leave_at_once)
+        atexit.register(_leave_at_once, 1)
         raise
-    gc.collect()  # NCCL would wait for captured graphs that still hold its collectives
-    dist.destroy_process_group()
+    if torch.cuda.is_available():
+        atexit.register(_leave_at_once, 0)
+    else:
+        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -208,15 +209,16 @@ def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
     return [state, *others]
 
 
-def _leave_at_once() -> None:
-    """Ends a process that has failed, once its reason is told.
+def _leave_at_once(code: int) -> None:
+    """Ends a process that has nothing left to do or, once its reason is told, one that has failed.
 
-    Python's own way out would take down NCCL's communicators, which wait for captured graphs that the error's traceback
-    still holds; and as long as this process is there, the others wait for it.
+    Python's own way out would take down NCCL's communicators, which wait for captured graphs: an error's traceback may
+    still hold some, and after an audition they have waited for ten minutes though nothing did. As long as this process
+    is there, the others wait for it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 def _on_host(number: int, operation: Any) -> Tensor:
