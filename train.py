@@ -34,7 +34,7 @@ from envs.health import look_once
 from envs.user_code import blaming
 from envs.vector_env import VectorEnv
 from gorl_robotics import distributed, methods, run_folder
-from gorl_robotics.audition import Audition, candidates, steps_of
+from gorl_robotics.audition import Audition, candidates, rows_of, steps_of
 from gorl_robotics.checkpointer import Checkpointer
 from gorl_robotics.compilation import compiling
 from gorl_robotics.config import Config, check_budget, help_text, parse_arguments
@@ -94,8 +94,8 @@ class Trainer:
         self.collector = Collector(self.env, self.policy, steps, self.env.generator)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
         # Made before all is restored, random numbers too, as it was made before all was saved.
-        held = saved and saved.get("audition") and candidates(config, distributed.size())
-        self.audition = self.new_audition() if held else None
+        held = len(rows_of(saved)) if saved else 0
+        self.audition = self.new_audition(held) if held and candidates(config, distributed.size(), held) else None
         recorded = self.checkpointer.restore(saved, self.audition) if saved else None
         distributed.broadcast(self.policy, *self.learner.networks)
         self.progress = Progress(folder, display, saved)
@@ -219,8 +219,8 @@ class Trainer:
         """Writes a checkpoint; see `Checkpointer.save`."""
         self.checkpointer.save(self.progress, recorder, name, self.audition)
 
-    def new_audition(self) -> Audition:
-        """Candidates with new weights."""
+    def new_audition(self, held: int | None = None) -> Audition:
+        """Candidates with new weights; `held` as in `candidates`."""
         config, device, sizes = self.config, self.env.device, (self.env.observation_size, self.env.action_size)
         return Audition(
             lambda: methods.make(config, *sizes).to(device),
@@ -229,6 +229,7 @@ class Trainer:
             config,
             device,
             self.generator,
+            held,
         )
 
     @cached_property

@@ -3,6 +3,7 @@
 Which of two ways to earn something a policy takes is often decided early and by chance, and what is learnt later does
 not leave it again; one of several is more likely to have found the better way. Each of them has few worlds and learns
 less from them, so that one that earns more all the same has found something. Where none does, nothing has changed.
+Each of several processes has candidates of its own, which learn from its worlds alone: nobody waits for another.
 """
 
 from __future__ import annotations
@@ -27,16 +28,24 @@ _LARGEST_SHARE = 0.25  # of a run's steps
 _BETTER = 0.05  # share by which a candidate must earn more: one that is about as good has been learnt from less
 
 
-def candidates(config: Config, processes: int) -> int:
-    """How many policies audition in a run; 0 where there is no audition."""
+def candidates(config: Config, processes: int, held: int | None = None) -> int:
+    """How many policies audition in each process; 0 where there is no audition.
+
+    Args:
+        config: settings.
+        processes: how many there are.
+        held: policies that audition already in the run that goes on, in all processes; None where it begins.
+    """
     steps, worlds = steps_of(config, processes), config.num_envs
     first_stage = config.stages.fractions[0] * (config.total_steps - steps)
     # Whoever goes on must have the time to leave a refit its samples.
     if steps > _LARGEST_SHARE * config.total_steps or steps + config.refit.samples > first_stage:
         return 0
-    for count in range(min(config.stages.candidates, worlds // _WORLDS), 1, -1):
+    wanted = config.stages.candidates
+    most = held // processes if held is not None else max(1, wanted // processes)
+    for count in range(min(most, worlds // _WORLDS), 0, -1):
         if worlds % count == 0 and worlds // count * config.ppo.rollout_steps % config.ppo.minibatches == 0:
-            return count
+            return count if wanted > 1 and count * processes > 1 else 0
     return 0
 
 
@@ -85,12 +94,13 @@ class Audition:
         critic_observation_size: width of what the critic sees.
         config: settings, of a run in which there is an audition.
         device: where everything lives.
-        generator: seeds the candidates' own.
+        generator: of this process; seeds the candidates and their own generators.
+        held: as in `candidates`.
 
     Attributes:
-        cast: the candidates, and the first policy in the monitor worlds, as they act.
+        cast: this process's candidates, and the first policy in the monitor worlds, as they act.
         learners: of each of them.
-        generators: of each of them, in this process.
+        generators: of each of them.
     """
 
     def __init__(
@@ -101,19 +111,22 @@ class Audition:
         config: Config,
         device: torch.device,
         generator: torch.Generator,
+        held: int | None = None,
     ) -> None:
-        count = candidates(config, distributed.size())
-        policies = [make() for _ in range(count)]
-        self.cast = Cast(policies, first, config.num_envs, device)
+        count = candidates(config, distributed.size(), held)
         self._worlds = config.num_envs // count
         samples = self._worlds * config.ppo.rollout_steps
         # One for each: a generator must not be drawn from in two streams at once.
-        self.generators = [_another(generator) for _ in policies]
-        self.learners = [
-            Learner(policy, critic_observation_size, config, samples, device, own)
-            for policy, own in zip(policies, self.generators, strict=True)
-        ]
-        distributed.broadcast(*policies, *(network for learner in self.learners for network in learner.networks))
+        self.generators = [_another(generator) for _ in range(count)]
+        with distributed.alone(), torch.random.fork_rng(devices=[]):
+            # New weights are drawn from torch's own generator, which is in the same state in every process.
+            torch.default_generator.manual_seed(_seed(generator))
+            policies = [make() for _ in range(count)]
+            self.learners = [
+                Learner(policy, critic_observation_size, config, samples, device, own)
+                for policy, own in zip(policies, self.generators, strict=True)
+            ]
+        self.cast = Cast(policies, first, config.num_envs, device)
         self._abreast, self._aside = Abreast(device, count), Beside(device, 1)
         self._rollout: Rollout | None = None
 
@@ -134,13 +147,9 @@ class Audition:
             self._rollout = rollout
             starts = range(0, rollout.reward.shape[1], self._worlds)
             self._parts = [rollout.of_worlds(start, start + self._worlds) for start in starts]
-        pairs = zip(self.learners, self._parts, strict=True)
-        if distributed.size() == 1:
+        with distributed.alone():
+            pairs = zip(self.learners, self._parts, strict=True)
             self._abreast([partial(learner.update, part) for learner, part in pairs])
-            return
-        for learner, part in pairs:
-            learner.update(part)
-            learner.wait()  # collectives must follow one another in the same order everywhere
 
     def parts(self) -> list[Callable[[], object]]:
         """Those of one candidate, as in `Learner.parts`: the others' kernels are the same."""
@@ -153,31 +162,45 @@ class Audition:
             return Later.of(*others, means)
 
     def elect(self, policy: Policy, learner: Learner) -> str:
-        """Gives a policy and its learner what the best candidate has, if that has earned more; says so in one line."""
+        """Gives a policy and its learner what the best candidate has, if that has earned more; says so in one line.
+
+        In every process alike: what the first has earned is the mean over them, the candidates are all of theirs.
+        """
         self._aside.join()
-        earned = earned_by(learner, *self.learners).cpu()
-        distributed.average(earned)  # by the hosts: see the third rule there
-        before, *others = earned.tolist()
+        # By the hosts: see the third rule in `distributed`.
+        first, own = (earned_by(*each).cpu() for each in ([learner], self.learners))
+        before, others = float(distributed.gather(first).mean()), distributed.gather(own).flatten().tolist()
         best = max(others)
         better = best > before + _BETTER * abs(before)
         if better:
-            leader = self.learners[others.index(best)]
-            policy.load_state_dict(leader.policy.state_dict())
-            learner.load_state_dict(leader.state_dict())
+            process, k = divmod(others.index(best), len(self.learners))
+            leader = distributed.state_of(process, lambda: self._row(self.learners[k]))
+            policy.load_state_dict(leader["policy"])
+            learner.load_state_dict(leader["learner"])
         verdict = "the best of them goes on" if better else "the first policy goes on"
         ranked = ", ".join(f"{reward:.3f}" for reward in sorted(others, reverse=True))
         return f"{verdict}: the first had earned {before:.3f} a step, the other {len(others)} {ranked}"
 
     def state_dict(self) -> dict[str, object]:
-        """What a resumed audition needs and every process has; `generators` and what was earned are each one's own."""
-        rows = [{"policy": each.policy.state_dict(), "learner": each.state_dict()} for each in self.learners]
-        return {"candidates": rows}
+        """What a resumed audition needs of this process, but for the state of its `generators`."""
+        return {"candidates": [self._row(learner) for learner in self.learners]}
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restores `state_dict`."""
-        for learner, one in zip(self.learners, saved["candidates"], strict=True):
+    def restore(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on with what all processes' `state_dict` had, in order of rank, or with the best where it has fewer."""
+        count = len(self.learners)
+        rows = _best(rows, distributed.size() * count)[distributed.rank() * count :]
+        for learner, one in zip(self.learners, rows, strict=False):
             learner.policy.load_state_dict(one["policy"])
             learner.load_state_dict(one["learner"])
+
+    def _row(self, learner: Learner) -> dict[str, Any]:
+        return {"policy": learner.policy.state_dict(), "learner": learner.state_dict()}
+
+
+def rows_of(saved: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a checkpoint has of every candidate, those of a process after those of the one before it."""
+    auditions = [each.get("audition") for each in (saved, *saved.get("other_processes", []))]
+    return [row for each in auditions if each for row in each["candidates"]]
 
 
 def earned_by(*learners: Learner) -> Tensor:
@@ -187,6 +210,16 @@ def earned_by(*learners: Learner) -> Tensor:
     return torch.stack([learner.earned for learner in learners])
 
 
+def _best(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """The `count` of them that have earned most, as they follow one another."""
+    earned = [float(row["learner"].get("earned", 0.0)) for row in rows]
+    best = sorted(range(len(rows)), key=lambda k: -earned[k])[:count]
+    return [rows[k] for k in sorted(best)]
+
+
 def _another(generator: torch.Generator) -> torch.Generator:
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    return torch.Generator(generator.device).manual_seed(int(seed))
+    return torch.Generator(generator.device).manual_seed(_seed(generator))
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))

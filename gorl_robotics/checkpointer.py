@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gorl_robotics import checkpoint, distributed
-from gorl_robotics.audition import Audition, earned_by
+from gorl_robotics.audition import Audition, earned_by, rows_of
 from gorl_robotics.config import Config, to_yaml
 from gorl_robotics.files import sync
 from gorl_robotics.ppo import Learner
@@ -60,7 +60,8 @@ class Checkpointer:
                 "torch": torch.get_rng_state(),
                 "candidates": [each.get_state() for each in audition.generators] if audition else [],
             },
-            "earned": earned_by(self._learner, *(audition.learners if audition else [])),
+            "audition": audition.state_dict() if audition else None,
+            "earned": earned_by(self._learner),
             "recorder": recorder.state_dict() if recorder else None,
             "observations": self._collector.rollout.observation[-1, :_EXAMPLES].clone(),
         }
@@ -75,7 +76,6 @@ class Checkpointer:
             "policy": self._policy.state_dict(),
             "generative": self._policy.generative,
             "learner": self._learner.state_dict(),
-            "audition": audition.state_dict() if audition else None,
             **own,
             "other_processes": processes[1:],
         }
@@ -93,12 +93,12 @@ class Checkpointer:
         self._policy.restore(saved)
         self._learner.load_state_dict(saved["learner"])
         if audition is not None:
-            audition.load_state_dict(saved["audition"])
+            audition.restore(rows_of(saved))
         torch.set_rng_state(saved["generators"]["torch"])  # of new weights, which are the same everywhere
         processes = [saved, *saved.get("other_processes", [])]
         rank, size = distributed.rank(), distributed.size()
         own = processes[rank % len(processes)]
-        self._restore_earned(processes, audition)
+        self._restore_earned(processes)
         # If there is no rollout any more, the next checkpoint's examples are these.
         self._collector.rollout.observation[-1, :_EXAMPLES] = own["observations"]
         if len(processes) != size:
@@ -111,15 +111,12 @@ class Checkpointer:
                     generator.set_state(state)
         return own["recorder"]
 
-    def _restore_earned(self, processes: Sequence[Mapping[str, Any]], audition: Audition | None) -> None:
+    def _restore_earned(self, processes: Sequence[Mapping[str, Any]]) -> None:
         """What this process's worlds have earned; where they are others now, the mean of those that there were."""
-        if "earned" not in processes[0]:  # formerly the first process's alone was saved, with the learners
+        if "earned" not in processes[0]:  # formerly the first process's alone was saved, with the learner
             return
-        earned = torch.stack([process["earned"] for process in processes])
-        own = earned[distributed.rank()] if len(earned) == distributed.size() else earned.mean(dim=0)
-        learners = [self._learner, *(audition.learners if audition else [])]
-        for learner, value in zip(learners, own, strict=False):  # an audition there is no room for is not gone on with
-            learner.earned.copy_(value)
+        earned = torch.stack([process["earned"][0] for process in processes])
+        self._learner.earned.copy_(earned[distributed.rank()] if len(earned) == distributed.size() else earned.mean())
 
 
 def _of_candidates(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[torch.Tensor]:

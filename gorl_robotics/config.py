@@ -67,7 +67,9 @@ class Stages:
     """The slow time scale: how training is divided; each stage ends with an evaluation and, for GoRL, a refit."""
 
     candidates: int = setting(
-        16, "other policies that audition in the first stage, each in at least 256 worlds; under 2: none", low=0
+        16,
+        "other policies that audition in the first stage, of all processes, each in at least 256 worlds; 1: none",
+        low=0,
     )
     audition: int = setting(
         110, "iterations before the audition and in it; there is none where these are too many for total_steps", low=1

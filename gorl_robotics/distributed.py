@@ -34,6 +34,7 @@ _TIMEOUT = timedelta(minutes=10)
 # Seeds of processes are this far apart: torch's CPU generator sees their lower 32 bits only, and neighbouring seeds
 # are other runs'.
 _SEED_STRIDE = 0x9E3779B1
+_alone = False
 
 
 @contextmanager
@@ -62,6 +63,17 @@ def processes() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside it this process counts as the only one: what it learns is from its own worlds, and nobody waits for it."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def rank() -> int:
     """This process's number among all."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -69,7 +81,7 @@ def rank() -> int:
 
 def size() -> int:
     """How many processes learn together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def is_main() -> bool:
@@ -94,7 +106,7 @@ def launcher() -> str:
 
 def threads(wanted: int) -> int:
     """CPU threads of this process: as many as wanted; for 0 its share of the machine's cores."""
-    if wanted or size() == 1:
+    if wanted or not dist.is_initialized():
         return wanted
     return max(1, len(os.sched_getaffinity(0)) // local_size())
 
@@ -198,15 +210,20 @@ def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
     """On the first process every process's state, tensors and plain values, in order of rank; elsewhere nothing."""
     if size() == 1:
         return [state]
-    packed = io.BytesIO()
-    torch.save(state, packed)
     every: list[Any] | None = [None] * size() if is_main() else None
     with _peers():
-        dist.gather_object(packed.getvalue(), every, dst=0)
-    if every is None:
-        return []
-    others = (torch.load(io.BytesIO(each), map_location="cpu", weights_only=True) for each in every[1:])
-    return [state, *others]
+        dist.gather_object(_packed(state), every, dst=0)
+    return [] if every is None else [state, *map(_unpacked, every[1:])]
+
+
+def state_of(source: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns in process `source`, which alone calls it: tensors and plain values, on the host."""
+    if size() == 1:
+        return make()
+    box = [_packed(make()) if rank() == source else None]
+    with _peers():
+        dist.broadcast_object_list(box, src=source)
+    return _unpacked(box[0])  # type: ignore[arg-type]
 
 
 def _leave_at_once(code: int) -> None:
@@ -219,6 +236,16 @@ def _leave_at_once(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _packed(state: dict[str, Any]) -> bytes:
+    packed = io.BytesIO()
+    torch.save(state, packed)
+    return packed.getvalue()
+
+
+def _unpacked(packed: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
 
 
 def _on_host(number: int, operation: Any) -> Tensor:

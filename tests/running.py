@@ -147,6 +147,14 @@ def torchrun(arguments: list[str], cwd: Path, code: str = "train.main()", timeou
     return process([*launch, "--no-python", sys.executable, "-c", code, *arguments], cwd, timeout)
 
 
+def stopping_one(after: int) -> str:
+    """For `torchrun`: the program, of which the second process alone is asked to stop after that iteration."""
+    return (
+        "import contextlib\n"
+        f"with running.signalled({after}, signal.SIGTERM) if rank else contextlib.nullcontext(): train.main()"
+    )
+
+
 def only_run(cwd: Path) -> Path:
     """The one run folder that was made in `cwd`."""
     (folder,) = cwd.glob("runs/*/*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from running import (
     saved,
     settings,
     signalled,
+    stopping_one,
     torchrun,
 )
 
@@ -38,6 +40,7 @@ HELD: dict[str, Any] = {
     "stages__audition": AUDITION,
     "refit__samples": 3 * SAMPLES,
 }
+TOGETHER = {**HELD, "total_steps": 40 * SAMPLES, "refit__samples": 6 * SAMPLES}  # two processes'
 STAGE_ENDS = (11, 20)
 
 
@@ -109,14 +112,37 @@ def test_methods_without_a_gaussian_can_audition(method: str, tmp_path: Path) ->
     assert "audition: " in ended.out
 
 
-def test_two_processes_hold_one_together(tmp_path: Path) -> None:
-    ended = torchrun(settings(**{**HELD, "total_steps": 40 * SAMPLES, "refit__samples": 6 * SAMPLES}), tmp_path)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
+    """A run of two processes."""
+    cwd = tmp_path_factory.mktemp("together")
+    ended = torchrun(settings(**TOGETHER), cwd)
     assert ended.code == 0, ended.err
-    folder = only_run(tmp_path)
-    assert ended.out.count("audition: ") == 1
+    return ended, only_run(cwd)
+
+
+def test_two_processes_hold_one_together(together: tuple[Ended, Path]) -> None:
+    ended, folder = together
+    assert ended.out.count("audition: ") == ended.out.count("the other 4 ") == 1
     learnt = [row for row in rows(folder) if row["loss/value"]]
     assert [int(row["steps"]) for row in learnt] == [2 * SAMPLES * k for k in range(1, 21)]
     assert [int(row["iteration"]) for row in evaluations(folder)] == list(STAGE_ENDS)
+
+
+def test_two_processes_go_on_in_it_as_they_would_have_and_one_with_the_best(
+    together: tuple[Ended, Path], tmp_path: Path
+) -> None:
+    ended = torchrun(settings(**TOGETHER), tmp_path, stopping_one(after=3))
+    assert ended.code == 0, ended.err
+    folder = only_run(tmp_path)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    ended = torchrun([f"resume={folder}"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert curve(folder) == curve(together[1])
+    assert same_policy(folder, together[1])
+    ended = here([f"resume={copy}"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert "the other 2 " in ended.out, "there is no room for more"
 
 
 def test_it_is_dropped_where_more_processes_leave_no_room_for_it(tmp_path: Path) -> None:

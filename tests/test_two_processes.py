@@ -10,7 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from running import WORLDS, Ended, curve, evaluations, here, only_run, rows, same_policy, saved, settings, signalled
+from running import (
+    WORLDS,
+    Ended,
+    curve,
+    evaluations,
+    here,
+    only_run,
+    rows,
+    same_policy,
+    saved,
+    settings,
+    signalled,
+    stopping_one,
+)
 from running import torchrun as launched
 
 from gorl_robotics.recording import read_rollouts
@@ -33,14 +46,6 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
     ended = launched(settings(**RUN), cwd)
     assert ended.code == 0, ended.err
     return ended, only_run(cwd)
-
-
-def stopping_one(after: int) -> str:
-    """The program, of which the second process alone is asked to stop after that iteration."""
-    return (
-        "import contextlib\n"
-        f"with running.signalled({after}, signal.SIGTERM) if rank else contextlib.nullcontext(): train.main()"
-    )
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,22 @@ from typing import Any
 from unittest import mock
 
 import torch
-from fake_environment import small_config
+from fake_environment import FakeEnvironment, small_config
 from learner_setup import Setup, weights
 from torch import Tensor
 
 import gorl_robotics.graphs
 import gorl_robotics.refit
 from gorl_robotics import distributed
+from gorl_robotics.audition import Audition
 from gorl_robotics.config import Config
 from gorl_robotics.device import choose_device, prepare_device
 from gorl_robotics.flow import FlowDecoder
+from gorl_robotics.methods.gorl import GorlPolicy
 from gorl_robotics.networks import Normaliser
+from gorl_robotics.ppo import Learner
 from gorl_robotics.refit import refit
-from gorl_robotics.rollout import Rollout
+from gorl_robotics.rollout import Collector, Rollout
 
 PROCESSES, WORLDS = 2, 6
 MINIBATCHES = 4
@@ -102,7 +105,7 @@ def decoder(seed: int) -> FlowDecoder:
 def learnt(device: torch.device) -> dict[str, Any]:
     """Two updates from this process's half, then a restart."""
     rank = distributed.rank()
-    with mock.patch.object(distributed, "size", return_value=1):  # what both hold is made by each for itself
+    with distributed.alone():  # what both hold is made by each for itself
         whole, rollouts = joined()
     setup = Setup(config(PROCESSES), str(device))
     if rank == 0:
@@ -130,6 +133,30 @@ def learnt(device: torch.device) -> dict[str, Any]:
     torch.manual_seed(rank)
     setup.learner.restart_policy(0.0)
     return found | {"restarted": weights(setup.policy.latent)}
+
+
+def auditioned(rank: int, device: torch.device) -> dict[str, Any]:
+    """Two candidates of process `rank`, how it ends, and what everyone has then."""
+    settings = {"num_envs": 512, "stages__candidates": 4, "stages__audition": 2, "refit__samples": 1000}
+    wanted = small_config(**settings, ppo__epochs=2)
+    env, steps = FakeEnvironment(512, 3, device=str(device), seed=rank), wanted.ppo.rollout_steps
+    torch.manual_seed(0)
+
+    def make() -> GorlPolicy:
+        return GorlPolicy.from_config(wanted, 4, 2).to(device)
+
+    policy, generator = make(), torch.Generator(device).manual_seed(1 + rank)
+    learner = Learner(policy, 5, wanted, 512 * steps, device, generator)
+    audition = Audition(make, policy, 5, wanted, device, generator)
+    collector = Collector(env, audition.cast, steps, env.generator)
+    for _ in range(4):
+        audition.update(collector.collect())
+    for k, candidate in enumerate(audition.learners):
+        candidate.earned.fill_(0.1 * (2 * rank + k))
+    learner.earned.fill_(0.15 * rank)
+    found = {"candidates": [weights(each.policy.latent) for each in audition.learners]}
+    said = audition.elect(policy, learner)
+    return found | {"said": said, "policy": weights(policy.latent), "learner": learner.state_dict()}
 
 
 def few_validation_samples() -> AbstractContextManager[object]:
@@ -179,8 +206,9 @@ def main() -> None:
     folder, wanted = Path(sys.argv[1]), sys.argv[2]
     with distributed.processes():
         device = prepare_device(choose_device(wanted))
+        rank = distributed.rank()
         found = {"learnt": learnt(device), "refitted": refitted(device), "merged": merged(device), "agreed": agreed()}
-        torch.save(found, folder / f"rank-{distributed.rank()}.pt")
+        torch.save(found | {"auditioned": auditioned(rank, device)}, folder / f"rank-{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -190,3 +190,27 @@ def test_its_steps_are_those_of_all_processes() -> None:
     assert steps_of(Config(), 1) == 110 * 4096 * 32
     assert steps_of(Config(), 2) == 2 * steps_of(Config(), 1)
     assert candidates(Config(), 2) == 0, "29 of a hundred million steps"
+
+
+@pytest.mark.parametrize(
+    ("worlds", "processes", "wanted", "held", "count"),
+    [
+        (2048, 2, 16, None, 8),  # as one process with 4,096
+        (4096, 2, 16, None, 8),  # in twice as many worlds
+        (1024, 4, 16, None, 4),
+        (256, 2, 16, None, 1),
+        (256, 1, 16, None, 0),
+        (4096, 32, 16, None, 1),  # at least one in each
+        (4096, 2, 1, None, 0),
+        (2048, 1, 16, 16, 8),  # half of those of two processes
+        (2048, 4, 16, 16, 4),
+        (2048, 3, 16, 16, 4),  # a fifth would not share the worlds out
+        (2048, 4, 16, 3, 0),
+    ],
+)
+def test_processes_share_the_candidates_out(
+    worlds: int, processes: int, wanted: int, held: int | None, count: int
+) -> None:
+    config = Config(num_envs=worlds, total_steps=10**10)
+    config.stages.candidates = wanted
+    assert candidates(config, processes, held) == count

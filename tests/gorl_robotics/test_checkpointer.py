@@ -10,11 +10,12 @@ from unittest import mock
 import pytest
 import torch
 from fake_environment import FakeEnvironment, small_config
+from learner_setup import weights
 from rich.console import Console
 from torch import Tensor
 
 from gorl_robotics import checkpoint
-from gorl_robotics.audition import Audition
+from gorl_robotics.audition import Audition, rows_of
 from gorl_robotics.checkpointer import Checkpointer
 from gorl_robotics.display import Display
 from gorl_robotics.methods.gorl import GorlPolicy
@@ -35,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 class Run:
     """A run in the middle of an audition, in the fake environment."""
 
-    def __init__(self, folder: Path, seed: int = 7) -> None:
+    def __init__(self, folder: Path, seed: int = 7, held: int | None = None) -> None:
         torch.manual_seed(seed)
         self.folder, config = folder, small_config(**SETTINGS)
         env, steps = FakeEnvironment(WORLDS, seed=seed), config.ppo.rollout_steps
@@ -44,7 +45,7 @@ class Run:
         self.learner = Learner(policy, 5, config, WORLDS * steps, env.device, self.generator)
         self.learner.earned.fill_(seed)
         self.audition = Audition(
-            lambda: GorlPolicy.from_config(config, 4, 2), policy, 5, config, env.device, self.generator
+            lambda: GorlPolicy.from_config(config, 4, 2), policy, 5, config, env.device, self.generator, held
         )
         self.collector = Collector(env, policy, steps, env.generator)
         self.checkpointer = Checkpointer(folder, config, self.collector, self.learner, self.generator)
@@ -81,13 +82,17 @@ def formerly(saved: dict[str, Any]) -> dict[str, Any]:
 
 def resumed(saved: dict[str, Any], folder: Path, rank: int, processes: int) -> Run:
     """Process `rank` of so many, which goes on with it."""
-    other = Run(folder, seed=10 + rank)
     with (
         mock.patch("gorl_robotics.distributed.rank", return_value=rank),
         mock.patch("gorl_robotics.distributed.size", return_value=processes),
     ):
+        other = Run(folder, seed=10 + rank, held=len(rows_of(saved)))
         other.restore(saved)
     return other
+
+
+def candidates_of(*runs: Run) -> list[Tensor]:
+    return [weights(learner.policy.latent) for run in runs for learner in run.audition.learners]
 
 
 @pytest.mark.parametrize("former", [False, True], ids=["now", "formerly"])
@@ -116,8 +121,9 @@ def test_another_process_of_a_former_run_does_not_shuffle_as_the_first(run: Run,
     saved = formerly(run.save())
     own = {name: saved[name] for name in ("environment", "generators", "recorder", "observations")}
     other = resumed({**saved, "other_processes": [own]}, tmp_path, rank=1, processes=2)
-    pairs = zip(other.audition.generators, run.audition.generators, strict=True)
-    assert not any(torch.equal(one.get_state(), first.get_state()) for one, first in pairs)
+    (own_generator,) = other.audition.generators
+    assert not any(torch.equal(own_generator.get_state(), each.get_state()) for each in run.audition.generators)
+    assert torch.equal(*candidates_of(other), candidates_of(run)[1])  # formerly all processes had both
 
 
 @pytest.fixture
@@ -141,18 +147,24 @@ def test_each_process_goes_on_with_what_is_its_own(pair: tuple[list[Run], dict[s
     for rank, run in enumerate(runs):
         other = resumed(saved, tmp_path, rank, processes=2)
         assert torch.equal(earned(other), earned(run))
+        assert all(torch.equal(*both) for both in zip(candidates_of(other), candidates_of(run), strict=True))
         for found, expected in zip(other.audition.generators, run.audition.generators, strict=True):
             assert torch.equal(found.get_state(), expected.get_state())
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_on_another_number_of_processes_what_was_earned_is_the_mean(
-    pair: tuple[list[Run], dict[str, Any]], tmp_path: Path, processes: int
+@pytest.mark.parametrize(("processes", "goes_on"), [(1, [1, 2]), (3, [0, 1, 2]), (4, [0, 1, 2, 3])])
+def test_on_another_number_of_processes_the_best_that_there_is_room_for_go_on(
+    pair: tuple[list[Run], dict[str, Any]], tmp_path: Path, processes: int, goes_on: list[int]
 ) -> None:
     runs, saved = pair
+    for row, reward in zip(rows_of(saved), [0.2, 0.5, 0.3, 0.1], strict=True):
+        row["learner"]["earned"].fill_(reward)
     others = [resumed(saved, tmp_path, rank, processes) for rank in range(processes)]
     for other in others:
-        torch.testing.assert_close(earned(other), (earned(runs[0]) + earned(runs[1])) / 2)
+        torch.testing.assert_close(other.learner.earned, (runs[0].learner.earned + runs[1].learner.earned) / 2)
+    before = candidates_of(*runs)
+    for found, k in zip(candidates_of(*others), goes_on, strict=True):
+        assert torch.equal(found, before[k])
     shuffles = [generator.get_state() for run in (*others, *runs) for generator in run.audition.generators]
     assert len({bytes(state.tolist()) for state in shuffles}) == len(shuffles), "two shuffle alike"
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,25 @@ def test_a_refit_averages_gradients_and_validation(found: Found) -> None:
     assert 0 < refits[0]["result"]["best_update"] == refits[1]["result"]["best_update"]
 
 
+def assert_elected(found: Found) -> list[Tensor]:
+    """All go on with what the second process's second candidate has learnt; returns what the four had."""
+    one, other = (process["auditioned"] for process in found)
+    assert one["said"] == other["said"]
+    assert one["said"].endswith("the first had earned 0.075 a step, the other 4 0.300, 0.200, 0.100, 0.000")
+    assert_identical([one, other], "policy", "learner")
+    candidates = [*one["candidates"], *other["candidates"]]
+    torch.testing.assert_close(one["policy"], candidates[3], rtol=0, atol=0)
+    return candidates
+
+
+def test_candidates_learn_from_their_own_processs_worlds_and_the_best_of_all_goes_on(found: Found) -> None:
+    candidates = assert_elected(found)
+    alone = [worker.auditioned(rank, torch.device("cpu"))["candidates"] for rank in range(2)]
+    for each, expected in zip(candidates, [*alone[0], *alone[1]], strict=True):
+        torch.testing.assert_close(each, expected, rtol=1e-5, atol=1e-6)
+    assert all(float((each - candidates[3]).abs().max()) > 0.01 for each in candidates[:3]), "two are the same"
+
+
 def test_processes_agree_on_what_all_must_know(found: Found) -> None:
     one, other = (process["agreed"] for process in found)
     for agreed in (one, other):
@@ -185,6 +205,20 @@ def test_a_single_process_is_left_as_it_is() -> None:
         assert distributed.merge_moments(2, value, value) == (2, value, value)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_on_gpus_a_process_leaves_without_taking_anything_down(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    codes: list[int] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("atexit.register", lambda leave, code: codes.append(code))
+    with pytest.raises(InputError) if fails else nullcontext(), distributed.processes():
+        if fails:
+            raise InputError("no")
+    assert codes == [fails]
+
+
 def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -207,4 +241,5 @@ def test_captured_updates_on_two_gpus_equal_one_processs(tmp_path: Path, monkeyp
     learnt = [process["learnt"] for process in found]
     assert_identical(learnt, "policy", "critic", "rate", "normaliser", "restarted")
     assert_identical([process["refitted"] for process in found], "weights", "normaliser")
+    assert_elected(found)
     assert_update(found, joined_update(monkeypatch), tolerance=1e-3)
