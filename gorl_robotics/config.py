@@ -68,7 +68,7 @@ class Stages:
 
     candidates: int = setting(
         16,
-        "other policies that audition in the first stage, of all processes, each in at least 256 worlds; 1: none",
+        "other policies that audition in the first stage, of all processes, each in at least 256 worlds; under 2: none",
         low=0,
     )
     audition: int = setting(
