@@ -74,8 +74,10 @@ class Learner:
         self._beside = Beside(device, config.threads if cuda or distributed.size() == 1 else 1)
         self._rollout: Rollout | None = None
         # All minibatches are one graph each: several processes' collectives in many small ones hold up the host.
-        self._policy_minibatches = captured(partial(self._each_minibatch, self._improve_policy), device)
-        self._critic_minibatches = captured(self._improve_values, device)
+        acting, judging = (partial(self._each_minibatch, each) for each in (self._improve_policy, self._improve_critic))
+        # A GPU waits for the policy, two cores for both, of which the critic takes longer.
+        self._policy_minibatches = captured(acting if cuda else partial(self._after_novelty, acting), device)
+        self._critic_minibatches = captured(partial(self._after_novelty, judging) if cuda else judging, device)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -266,10 +268,10 @@ class Learner:
         for _ in range(self.config.epochs * self.config.minibatches):
             improve()
 
-    def _improve_values(self) -> None:
+    def _after_novelty(self, improve: Callable[[], None]) -> None:
         if self.novelty is not None:
             self.novelty.learn()
-        self._each_minibatch(self._improve_critic)
+        improve()
 
     def _buffers(self) -> dict[str, Tensor]:
         return {**self._read, "observation": self._observation, "advantage": self._advantage}
