@@ -252,7 +252,11 @@ class Learner:
             return values(self.critic, seen.flatten(0, 1), None if asked is None else asked.flatten()).view_as(
                 seen[..., 0]
             )
-        return self.critic(seen).squeeze(-1)
+        if asked is None or seen.is_cuda:
+            return self.critic(seen).squeeze(-1)
+        there = torch.zeros_like(seen[..., 0])
+        there[asked] = self.critic(seen[asked]).squeeze(-1)
+        return there
 
     def _next_values(self, rollout: Rollout, value: Tensor) -> Tensor:
         """Values of what each step led to, (T, N): where the episode goes on, that of the next step's observation."""
