@@ -19,6 +19,7 @@ end_quietly_on_interrupt()
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -322,7 +323,8 @@ def _train(config: Config, folder: Path, saved: dict[str, Any] | None = None) ->
         except BaseException:
             run_folder.discard(folder)
             raise
-        trainer.train()
+        with closing(trainer.progress):
+            trainer.train()
 
 
 def _test(given: dict[str, Any]) -> None:

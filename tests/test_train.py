@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -145,9 +146,11 @@ def test_a_pipe_gets_plain_lines(complete: tuple[Ended, Path]) -> None:
 
 
 def test_the_same_seed_gives_the_same_curve_without_storage(complete: tuple[Ended, Path], tmp_path: Path) -> None:
-    with no_export():
+    closing = mock.patch("torch.utils.tensorboard.SummaryWriter.close")
+    with no_export(), closing as closed:
         ended = here(settings(storage__enabled="false"), tmp_path)
     assert ended.code == 0, ended.err
+    closed.assert_called_once_with()  # several processes on GPUs end without Python's cleaning up
     folder = only_run(tmp_path)
     assert not (folder / "rollouts").exists()
     assert ended.out.count("refit to ") == len(STAGE_ENDS) - 1
