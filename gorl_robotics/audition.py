@@ -42,7 +42,7 @@ def candidates(config: Config, processes: int, held: int | None = None) -> int:
     if steps > _LARGEST_SHARE * config.total_steps or steps + config.refit.samples > first_stage:
         return 0
     wanted = config.stages.candidates
-    most = held // processes if held is not None else max(1, wanted // processes)
+    most = max(1, (wanted if held is None else held) // processes)
     for count in range(min(most, worlds // _WORLDS), 0, -1):
         if worlds % count == 0 and worlds // count * config.ppo.rollout_steps % config.ppo.minibatches == 0:
             return count if wanted > 1 and count * processes > 1 else 0
@@ -186,7 +186,10 @@ class Audition:
         return {"candidates": [self._row(learner) for learner in self.learners]}
 
     def restore(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Goes on with what all processes' `state_dict` had, in order of rank, or with the best where it has fewer."""
+        """Goes on with what all processes' `state_dict` had, in order of rank, or with the best where it has fewer.
+
+        Where it has more, the last ones stay new.
+        """
         count = len(self.learners)
         rows = _best(rows, distributed.size() * count)[distributed.rank() * count :]
         for learner, one in zip(self.learners, rows, strict=False):

@@ -233,9 +233,11 @@ def _leave_at_once(code: int) -> None:
     still hold some, and after an audition they have waited for ten minutes though nothing did. As long as this process
     is there, the others wait for it.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also where nobody reads them any more
+        os._exit(code)
 
 
 def _packed(state: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ python -m torch.distributed.run --standalone --nproc-per-node=2 distributed_work
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -136,10 +137,11 @@ def learnt(device: torch.device) -> dict[str, Any]:
 
 
 def auditioned(rank: int, device: torch.device) -> dict[str, Any]:
-    """Two candidates of process `rank`, how it ends, and what everyone has then."""
+    """Two candidates of process `rank`, how it ends, and what everyone has then and after another update."""
     settings = {"num_envs": 512, "stages__candidates": 4, "stages__audition": 2, "refit__samples": 1000}
     wanted = small_config(**settings, ppo__epochs=2)
-    env, steps = FakeEnvironment(512, 3, device=str(device), seed=rank), wanted.ppo.rollout_steps
+    env, own = (FakeEnvironment(512, 3, device=str(device), seed=rank) for _ in range(2))
+    steps = wanted.ppo.rollout_steps
     torch.manual_seed(0)
 
     def make() -> GorlPolicy:
@@ -147,6 +149,10 @@ def auditioned(rank: int, device: torch.device) -> dict[str, Any]:
 
     policy, generator = make(), torch.Generator(device).manual_seed(1 + rank)
     learner = Learner(policy, 5, wanted, 512 * steps, device, generator)
+    distributed.broadcast(*learner.networks)
+    first = Collector(own, policy, steps, own.generator)
+    for _ in range(4):  # on GPUs the third is the first captured one, with its collectives
+        learner.update(first.collect())
     audition = Audition(make, policy, 5, wanted, device, generator)
     collector = Collector(env, audition.cast, steps, env.generator)
     for _ in range(4):
@@ -156,7 +162,10 @@ def auditioned(rank: int, device: torch.device) -> dict[str, Any]:
     learner.earned.fill_(0.15 * rank)
     found = {"candidates": [weights(each.policy.latent) for each in audition.learners]}
     said = audition.elect(policy, learner)
-    return found | {"said": said, "policy": weights(policy.latent), "learner": learner.state_dict()}
+    found |= {"said": said, "policy": weights(policy.latent), "learner": copy.deepcopy(learner.state_dict())}
+    learner.update(first.collect())
+    learner.wait()
+    return found | {"afterwards": weights(policy.latent)}
 
 
 def few_validation_samples() -> AbstractContextManager[object]:

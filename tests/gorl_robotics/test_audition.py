@@ -205,7 +205,7 @@ def test_its_steps_are_those_of_all_processes() -> None:
         (2048, 1, 16, 16, 8),  # half of those of two processes
         (2048, 4, 16, 16, 4),
         (2048, 3, 16, 16, 4),  # a fifth would not share the worlds out
-        (2048, 4, 16, 3, 0),
+        (2048, 4, 16, 3, 1),  # one of them new
     ],
 )
 def test_processes_share_the_candidates_out(

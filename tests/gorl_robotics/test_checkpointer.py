@@ -152,9 +152,12 @@ def test_each_process_goes_on_with_what_is_its_own(pair: tuple[list[Run], dict[s
             assert torch.equal(found.get_state(), expected.get_state())
 
 
-@pytest.mark.parametrize(("processes", "goes_on"), [(1, [1, 2]), (3, [0, 1, 2]), (4, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("processes", "goes_on"),
+    [(1, [1, 2]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, None])],
+)
 def test_on_another_number_of_processes_the_best_that_there_is_room_for_go_on(
-    pair: tuple[list[Run], dict[str, Any]], tmp_path: Path, processes: int, goes_on: list[int]
+    pair: tuple[list[Run], dict[str, Any]], tmp_path: Path, processes: int, goes_on: list[int | None]
 ) -> None:
     runs, saved = pair
     for row, reward in zip(rows_of(saved), [0.2, 0.5, 0.3, 0.1], strict=True):
@@ -164,7 +167,7 @@ def test_on_another_number_of_processes_the_best_that_there_is_room_for_go_on(
         torch.testing.assert_close(other.learner.earned, (runs[0].learner.earned + runs[1].learner.earned) / 2)
     before = candidates_of(*runs)
     for found, k in zip(candidates_of(*others), goes_on, strict=True):
-        assert torch.equal(found, before[k])
+        assert [torch.equal(found, each) for each in before] == [i == k for i in range(len(before))]
     shuffles = [generator.get_state() for run in (*others, *runs) for generator in run.audition.generators]
     assert len({bytes(state.tolist()) for state in shuffles}) == len(shuffles), "two shuffle alike"
 
