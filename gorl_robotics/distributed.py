@@ -34,6 +34,7 @@ _TIMEOUT = timedelta(minutes=10)
 # Seeds of processes are this far apart: torch's CPU generator sees their lower 32 bits only, and neighbouring seeds
 # are other runs'.
 _SEED_STRIDE = 0x9E3779B1
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its former name
 _alone = False
 
 
@@ -142,7 +143,7 @@ def gather(tensor: Tensor) -> Tensor:
     flat = tensor.contiguous().view(-1)
     rows = flat.new_empty(size() * len(flat))
     with _collective(tensor.device):
-        dist.all_gather_into_tensor(rows, flat)
+        _all_gather(rows, flat)
     return rows.view(size(), *tensor.shape)
 
 
