@@ -42,6 +42,8 @@ _alone = False
 def processes() -> Iterator[None]:
     """Inside it the processes that torchrun started know one another; without torchrun it does nothing.
 
+    On GPUs a process that has left it ends without Python's taking anything down: files must be closed by then.
+
     Raises:
         ConnectionError: they do not find one another.
     """
@@ -231,8 +233,8 @@ def _leave_at_once(code: int) -> None:
     """Ends a process that has nothing left to do or, once its reason is told, one that has failed.
 
     Python's own way out would take down NCCL's communicators, which wait for captured graphs: an error's traceback may
-    still hold some, and after an audition they have waited for ten minutes though nothing did. As long as this process
-    is there, the others wait for it.
+    still hold some, and after an audition they once waited for more than six minutes, for what has not been found. As
+    long as this process is there, the others wait for it.
     """
     try:
         sys.stdout.flush()
