@@ -42,7 +42,7 @@ _alone = False
 def processes() -> Iterator[None]:
     """Inside it the processes that torchrun started know one another; without torchrun it does nothing.
 
-    On GPUs a process that has left it ends without Python's taking anything down: files must be closed by then.
+    A process that has left it ends without Python's taking anything down: files must be closed by then.
 
     Raises:
         ConnectionError: they do not find one another.
@@ -60,10 +60,7 @@ def processes() -> Iterator[None]:
     except BaseException:
         atexit.register(_leave_at_once, 1)
         raise
-    if torch.cuda.is_available():
-        atexit.register(_leave_at_once, 0)
-    else:
-        dist.destroy_process_group()
+    atexit.register(_leave_at_once, 0)
 
 
 @contextmanager
@@ -234,7 +231,8 @@ def _leave_at_once(code: int) -> None:
 
     Python's own way out would take down NCCL's communicators, which wait for captured graphs: an error's traceback may
     still hold some, and after an audition they once waited for more than six minutes, for what has not been found. As
-    long as this process is there, the others wait for it.
+    long as this process is there, the others wait for it. On CPUs one of many runs aborted there after its export,
+    since one of the threads behind gloo or another library was still running.
     """
     try:
         sys.stdout.flush()

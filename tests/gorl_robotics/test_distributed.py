@@ -207,13 +207,16 @@ def test_a_single_process_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_on_gpus_a_process_leaves_without_taking_anything_down(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+@pytest.mark.parametrize("gpus", [False, True])
+def test_a_process_leaves_without_taking_anything_down(
+    monkeypatch: pytest.MonkeyPatch, gpus: bool, fails: bool
+) -> None:
     codes: list[int] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("NCCL_GRAPH_MIXING_SUPPORT", "0")
     monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     monkeypatch.setattr("atexit.register", lambda leave, code: codes.append(code))
     with pytest.raises(InputError) if fails else nullcontext(), distributed.processes():
         if fails:
