@@ -54,13 +54,13 @@ def processes() -> Iterator[None]:
     os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
     with _peers():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    code = 1
     try:
         yield
         any_process(False)  # all leave together
-    except BaseException:
-        atexit.register(_leave_at_once, 1)
-        raise
-    atexit.register(_leave_at_once, 0)
+        code = 0
+    finally:
+        atexit.register(_leave_at_once, code)
 
 
 @contextmanager
@@ -231,8 +231,8 @@ def _leave_at_once(code: int) -> None:
 
     Python's own way out would take down NCCL's communicators, which wait for captured graphs: an error's traceback may
     still hold some, and after an audition they once waited for more than six minutes, for what has not been found. As
-    long as this process is there, the others wait for it. On CPUs one of many runs aborted there after its export,
-    since one of the threads behind gloo or another library was still running.
+    long as this process is there, the others wait for it. On CPUs one of many runs aborted there after its export, by
+    std::terminate in one of the libraries; which of them has not been found either.
     """
     try:
         sys.stdout.flush()

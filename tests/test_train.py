@@ -150,7 +150,7 @@ def test_the_same_seed_gives_the_same_curve_without_storage(complete: tuple[Ende
     with no_export(), closing as closed:
         ended = here(settings(storage__enabled="false"), tmp_path)
     assert ended.code == 0, ended.err
-    closed.assert_called_once_with()  # several processes on GPUs end without Python's cleaning up
+    closed.assert_called_once_with()  # several processes end without Python's cleaning up
     folder = only_run(tmp_path)
     assert not (folder / "rollouts").exists()
     assert ended.out.count("refit to ") == len(STAGE_ENDS) - 1
